@@ -1,0 +1,49 @@
+"""Feature dashboards for crosscoders and cross-layer transcoders, on TransformerLens and sae_vis.
+
+Heavy libraries are imported when a name is first used, so that `crossvis --help` answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crossvis_tl.adapter import attach
+    from crossvis_tl.dictionary import Dictionary
+    from crossvis_tl.errors import CrossvisWarning, ModelMismatchError
+    from crossvis_tl.formats import load_dictionary
+    from crossvis_tl.models import load_model
+    from crossvis_tl.tokens import load_tokens
+    from crossvis_tl.vis_data import SaeVisData
+
+__version__ = "0.1.0"
+__all__ = [
+    "CrossvisWarning",
+    "Dictionary",
+    "ModelMismatchError",
+    "SaeVisData",
+    "attach",
+    "load_dictionary",
+    "load_model",
+    "load_tokens",
+]
+
+_HOMES = {
+    "CrossvisWarning": "errors",
+    "Dictionary": "dictionary",
+    "ModelMismatchError": "errors",
+    "SaeVisData": "vis_data",
+    "attach": "adapter",
+    "load_dictionary": "formats",
+    "load_model": "models",
+    "load_tokens": "tokens",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

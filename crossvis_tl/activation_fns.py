@@ -1,0 +1,66 @@
+"""The activation functions of sparse dictionaries, each written once.
+
+An activation maps pre-activations `[..., features]` to feature activations of the same shape. Those whose value at a
+feature depends on that feature alone can be restricted to some features with `select`, so that a few of very many
+features are encoded without the rest.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Activation(Protocol):
+    """What a group of features does with its pre-activations."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def elementwise(self) -> bool: ...
+
+    def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]: ...
+
+    def select(self, features: Int[Tensor, " selected"]) -> "Activation": ...
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """max(x, 0)."""
+
+    name: str = "ReLU"
+    elementwise: bool = True
+
+    def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        return torch.relu(pre)
+
+    def select(self, features: Int[Tensor, " selected"]) -> "ReLU":
+        return self
+
+
+@dataclass(frozen=True)
+class JumpReLU:
+    """x where x > threshold, else 0 (arXiv 2407.14435); a negative threshold lets negative values through.
+
+    `threshold` is the raw one (not its logarithm), one for each feature. `strict` False keeps x == threshold too:
+    producers differ. `relu` True also drops what is not positive.
+    """
+
+    threshold: Float[Tensor, " features"]
+    strict: bool = True
+    relu: bool = False
+    name: str = "JumpReLU"
+    elementwise: bool = True
+
+    def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        threshold = self.threshold.to(pre)
+        keep = pre > threshold if self.strict else pre >= threshold
+        if self.relu:
+            keep &= pre > 0
+        return pre * keep
+
+    def select(self, features: Int[Tensor, " selected"]) -> "JumpReLU":
+        return JumpReLU(self.threshold[features.to(self.threshold.device)], self.strict, self.relu)

@@ -1,0 +1,259 @@
+"""One form in memory for every crosscoder, cross-layer transcoder (CLT) and sparse autoencoder (SAE).
+
+A dictionary reads *sources* and writes *targets* (`Site`s: a hook point of a model). Its features stand in *groups*
+that share an encoder: a crosscoder is one group over all sources; a CLT has a group for each layer, which reads that
+layer and writes to it and all later ones. Features are numbered across groups, so a CLT's run layer by layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crossvis_tl.activation_fns import Activation
+from crossvis_tl.errors import near_misses
+
+Kind = Literal["sae", "crosscoder", "clt"]
+Processing = Literal["none", "tl_default", "as given"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a model that a dictionary reads or writes.
+
+    `model`: which of the models given at gathering. `hook`: TransformerLens name, None where the files do not say.
+    `width`: size of the last axis. `processing`: the weights processing of the model the dictionary was trained on
+    ("none": HuggingFace's own activations; "tl_default": TransformerLens' default folding and centring; "as given":
+    whatever model is handed in), None where unknown. `scale`: the factor on the raw activations that gave the
+    producer's training units; it is already folded into the weights, and kept because relative norms are comparable
+    only in those units.
+    """
+
+    model: int
+    hook: str | None
+    width: int
+    processing: Processing | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Features that share an encoder: pre-activation = sum over sources of x_s @ W_enc[s], plus b_enc.
+
+    `W_enc`: by source index, [d_source, features]. `W_dec`: by target index, [features, d_target].
+    """
+
+    name: str
+    W_enc: Mapping[int, Float[Tensor, "d_source features"]]
+    b_enc: Float[Tensor, " features"]
+    activation: Activation
+    W_dec: Mapping[int, Float[Tensor, "features d_target"]]
+
+    @property
+    def n_features(self) -> int:
+        return self.b_enc.shape[0]
+
+
+@dataclass
+class Dictionary:
+    """A trained dictionary. Make one with `crossvis_tl.load_dictionary`.
+
+    `b_dec`: one [d_target] for each target. `facts`: what the files or the caller said beyond the weights, for people.
+    """
+
+    kind: Kind
+    sources: tuple[Site, ...]
+    targets: tuple[Site, ...]
+    groups: tuple[Group, ...]
+    b_dec: tuple[Float[Tensor, " d_target"], ...]
+    format: str
+    name: str = "dictionary"
+    model_names: tuple[str | None, ...] = ()
+    facts: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def n_features(self) -> int:
+        return sum(group.n_features for group in self.groups)
+
+    @property
+    def n_models(self) -> int:
+        return 1 + max(site.model for site in (*self.sources, *self.targets))
+
+    @property
+    def device(self) -> torch.device:
+        return self.groups[0].b_enc.device
+
+    @property
+    def activation(self) -> str:
+        return "/".join(sorted({group.activation.name for group in self.groups}))
+
+    @property
+    def offsets(self) -> list[int]:
+        """First feature of each group, and the number of all features last."""
+        sizes = [0]
+        for group in self.groups:
+            sizes.append(sizes[-1] + group.n_features)
+        return sizes
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Facts that gathering needs and neither the files nor the caller said."""
+        sites = (*self.sources, *self.targets)
+        names = {"hook_point": any(site.hook is None for site in sites)}
+        names["processing"] = any(site.processing is None for site in sites)
+        return tuple(name for name, lacks in names.items() if lacks)
+
+    def with_hook(self, hook: str) -> "Dictionary":
+        """The same dictionary with `hook` at every site whose hook was not known."""
+        sources = tuple(site if site.hook else replace(site, hook=hook) for site in self.sources)
+        targets = tuple(site if site.hook else replace(site, hook=hook) for site in self.targets)
+        return replace(self, sources=sources, targets=targets)
+
+    def label(self, feature: int) -> str:
+        """-> "L3F120" for a CLT, else the number."""
+        if len(self.groups) == 1:
+            return str(feature)
+        group, index = self.locate(feature)
+        return f"{self.groups[group].name}F{index}"
+
+    def locate(self, feature: int) -> tuple[int, int]:
+        """Feature number -> (group, index in it). A CLT's groups are its layers. ValueError when out of range."""
+        self.check_features([feature])
+        offsets = self.offsets
+        group = next(g for g in range(len(self.groups)) if feature < offsets[g + 1])
+        return group, feature - offsets[group]
+
+    def flat(self, group: int, index: int) -> int:
+        """(group or layer, index in it) -> feature number."""
+        if not 0 <= group < len(self.groups) or not 0 <= index < self.groups[group].n_features:
+            sizes = [g.n_features for g in self.groups]
+            raise ValueError(f"there is no feature {index} in group {group}; groups hold {sizes} features")
+        return self.offsets[group] + index
+
+    def find(self, label: str) -> int:
+        """Feature number from "120" or "L3F120". ValueError with near misses otherwise."""
+        if label.isdecimal():
+            feature = int(label)
+            self.check_features([feature])
+            return feature
+        name, _, index = label.upper().rpartition("F")
+        names = [group.name for group in self.groups]
+        if name not in names or not index.isdecimal():
+            example = self.label(0)
+            hint = near_misses(name, names)
+            raise ValueError(f"{label!r} names no feature; write a number or a label such as {example!r}.{hint}")
+        return self.flat(names.index(name), int(index))
+
+    def check_features(self, features: Sequence[int]) -> None:
+        """ValueError when a feature is outside 0 .. n_features - 1."""
+        bad = [feature for feature in features if not 0 <= feature < self.n_features]
+        if bad:
+            last = self.n_features - 1
+            raise ValueError(f"feature {bad[0]} is out of range: this {self.kind} has features 0 to {last}")
+
+    def _check_inputs(self, inputs: Sequence[Tensor]) -> None:
+        if isinstance(inputs, Tensor) or len(inputs) != len(self.sources):
+            got = "one tensor" if isinstance(inputs, Tensor) else f"{len(inputs)} tensors"
+            raise ValueError(f"encode takes a list with one tensor per source, {len(self.sources)} here; got {got}")
+        for s, (x, site) in enumerate(zip(inputs, self.sources, strict=True)):
+            if x.shape[-1] != site.width:
+                raise ValueError(f"source {s} ({site.hook}) is {site.width} wide; got a tensor {tuple(x.shape)}")
+
+    def _encode_group(
+        self, inputs: Sequence[Float[Tensor, "*batch d_source"]], group: Group, features: Tensor | None
+    ) -> Float[Tensor, "*batch features"]:
+        """All features of a group, or those at index `features`, of inputs that were checked."""
+        at = slice(None) if features is None else features.to(group.b_enc.device)
+        pre: Tensor = group.b_enc[at].float()
+        for source, W_enc in group.W_enc.items():
+            x = inputs[source].to(device=W_enc.device, dtype=torch.float32)
+            pre = pre + einsum(x, W_enc[:, at].float(), "... d_source, d_source features -> ... features")
+        activation = group.activation if features is None else group.activation.select(features)
+        return activation(pre)
+
+    def encode(self, inputs: Sequence[Float[Tensor, "*batch d_source"]]) -> Float[Tensor, "*batch features"]:
+        """Feature activations from raw activations.
+
+        `inputs`: one tensor for each source, [..., d_source]. -> float32 [..., n_features].
+        ValueError when their number or widths do not fit.
+        """
+        self._check_inputs(inputs)
+        return torch.cat([self._encode_group(inputs, group, None) for group in self.groups], dim=-1)
+
+    def encode_features(
+        self, inputs: Sequence[Float[Tensor, "*batch d_source"]], features: Int[Tensor, " selected"]
+    ) -> Float[Tensor, "*batch selected"]:
+        """`encode(inputs)[..., features]` without encoding the other features where the activation allows it."""
+        self._check_inputs(inputs)
+        self.check_features(features.tolist())
+        batch = inputs[0].shape[:-1]
+        out = torch.zeros(*batch, len(features), device=self.device)
+        offsets = self.offsets
+        for g, group in enumerate(self.groups):
+            here = ((features >= offsets[g]) & (features < offsets[g + 1])).nonzero().squeeze(-1)
+            if not len(here):
+                continue
+            index = features[here] - offsets[g]
+            if group.activation.elementwise:
+                values = self._encode_group(inputs, group, index)
+            else:
+                values = self._encode_group(inputs, group, None)[..., index.to(self.device)]
+            out[..., here.to(self.device)] = values
+        return out
+
+    def decode(
+        self, features: Float[Tensor, "*batch features"], inputs: Sequence[Tensor] | None = None
+    ) -> list[Float[Tensor, "*batch d_target"]]:
+        """Reconstructions in the model's own units, float32, one [..., d_target] for each target.
+
+        `inputs` are needed only by dictionaries with a skip connection; others ignore them.
+        """
+        if features.shape[-1] != self.n_features:
+            raise ValueError(f"decode takes [..., {self.n_features}] activations; got {tuple(features.shape)}")
+        offsets = self.offsets
+        batch = features.shape[:-1]
+        recons = [bias.float().expand(*batch, -1) for bias in self.b_dec]
+        for g, group in enumerate(self.groups):
+            acts = features[..., offsets[g] : offsets[g + 1]].to(device=self.device, dtype=torch.float32)
+            for target, W_dec in group.W_dec.items():
+                written = einsum(acts, W_dec.float(), "... features, features d_target -> ... d_target")
+                recons[target] = recons[target] + written
+        return recons
+
+    def decoder(self, features: Int[Tensor, " selected"], target: int) -> Float[Tensor, "selected d_target"]:
+        """What one unit of each feature adds at a target, in the model's own units; zeros where it writes nothing."""
+        self.check_features(features.tolist())
+        out = torch.zeros(len(features), self.targets[target].width, device=self.device)
+        offsets = self.offsets
+        for g, group in enumerate(self.groups):
+            here = ((features >= offsets[g]) & (features < offsets[g + 1])).nonzero().squeeze(-1)
+            if len(here) and target in group.W_dec:
+                index = (features[here] - offsets[g]).to(self.device)
+                out[here.to(self.device)] = group.W_dec[target][index].float()
+        return out
+
+    def writes(self, feature: int) -> list[int]:
+        """The targets a feature writes to: all of a crosscoder's; a CLT feature's own layer and the later ones."""
+        return sorted(self.groups[self.locate(feature)[0]].W_dec)
+
+    def to(self, device: str | torch.device) -> "Dictionary":
+        """The same dictionary with its weights on `device`."""
+        groups = tuple(
+            replace(
+                group,
+                W_enc={s: W.to(device) for s, W in group.W_enc.items()},
+                b_enc=group.b_enc.to(device),
+                W_dec={t: W.to(device) for t, W in group.W_dec.items()},
+            )
+            for group in self.groups
+        )
+        return replace(self, groups=groups, b_dec=tuple(bias.to(device) for bias in self.b_dec))
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{site.hook or '?'} of model {site.model}" for site in self.sources[:4])
+        more = f" and {len(self.sources) - 4} more" if len(self.sources) > 4 else ""
+        return f"<{self.kind} {self.name!r}: {self.n_features} {self.activation} features reading {sites}{more}>"

@@ -1,0 +1,107 @@
+"""Whatever may stand for `encoder` in sae_vis' call, as a dictionary: ours, a sae_vis AutoEncoder, a sae_lens SAE."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crossvis_tl.activation_fns import ReLU
+from crossvis_tl.dictionary import Dictionary, Group, Site
+
+if TYPE_CHECKING:
+    from sae_lens.saes.sae import SAE
+
+AUTOENCODER_KEYS = ("W_enc", "W_dec", "b_enc", "b_dec")
+
+
+def as_dictionary(encoder: Any, hook_point: str | None = None) -> Dictionary:
+    """A `Dictionary` as it is; a sae_vis `AutoEncoder` or any module with its four weights (ReLU, b_dec taken from the
+    input); a sae_lens SAE, encoded by its own code.
+
+    `hook_point`: used where the encoder does not say its own. ValueError when the two contradict each other, or neither
+    says one; TypeError for anything else.
+    """
+    if isinstance(encoder, Dictionary):
+        dictionary = encoder
+    elif _is_sae_lens(encoder):
+        dictionary = _from_sae_lens(encoder)
+    elif all(isinstance(getattr(encoder, key, None), Tensor) for key in AUTOENCODER_KEYS):
+        dictionary = _from_autoencoder(encoder)
+    else:
+        raise TypeError(
+            f"encoder is a {type(encoder).__name__}; expected a dictionary from crossvis_tl.load_dictionary, a sae_vis "
+            "AutoEncoder (W_enc, W_dec, b_enc, b_dec) or a sae_lens SAE"
+        )
+    if hook_point is not None:
+        dictionary = dictionary.with_hook(hook_point)
+        hooks = {site.hook for site in (*dictionary.sources, *dictionary.targets)}
+        if hook_point not in hooks:
+            known = ", ".join(sorted(map(str, hooks)))
+            raise ValueError(f"cfg.hook_point is {hook_point!r}, but {dictionary.name} reads and writes {known}")
+    elif any(site.hook is None for site in dictionary.sources):
+        raise ValueError("the encoder does not say where it reads; give SaeVisConfig(hook_point='blocks.L....')")
+    return dictionary
+
+
+def _is_sae_lens(encoder: Any) -> bool:
+    return type(encoder).__module__.startswith("sae_lens.") or any(
+        base.__module__.startswith("sae_lens.") for base in type(encoder).__mro__
+    )
+
+
+def _from_autoencoder(encoder: Any) -> Dictionary:
+    W_enc, W_dec = encoder.W_enc.detach(), encoder.W_dec.detach()
+    b_enc, b_dec = encoder.b_enc.detach(), encoder.b_dec.detach()
+    # relu((x - b_dec) W + b) == relu(x W + (b - b_dec W))
+    inward = einsum(b_dec.float(), W_enc.float(), "d_in, d_in features -> features")
+    site = Site(model=0, hook=None, width=W_enc.shape[0], processing="as given")
+    group = Group("", {0: W_enc}, b_enc.float() - inward, ReLU(), {0: W_dec})
+    return Dictionary("sae", (site,), (site,), (group,), (b_dec,), format="sae_vis AutoEncoder", name="autoencoder")
+
+
+@dataclass
+class SaeLensDictionary(Dictionary):
+    """A sae_lens SAE or transcoder: its own `encode` and `decode` give the numbers, whatever its architecture."""
+
+    sae: "SAE | None" = field(default=None, repr=False)
+
+    def _own(self) -> "SAE":
+        if self.sae is None:
+            raise TypeError("a SaeLensDictionary needs its SAE")
+        return self.sae
+
+    @torch.no_grad()
+    def encode(self, inputs: Sequence[Float[Tensor, "*batch d_source"]]) -> Float[Tensor, "*batch features"]:
+        self._check_inputs(inputs)
+        sae = self._own()
+        return sae.encode(inputs[0].to(device=sae.device, dtype=sae.dtype)).float()
+
+    def encode_features(self, inputs: Sequence[Tensor], features: Int[Tensor, " selected"]) -> Tensor:
+        self.check_features(features.tolist())
+        return self.encode(inputs)[..., features.to(self.device)]
+
+    @torch.no_grad()
+    def decode(self, features: Tensor, inputs: Sequence[Tensor] | None = None) -> list[Tensor]:
+        sae = self._own()
+        return [sae.decode(features.to(device=sae.device, dtype=sae.dtype)).float()]
+
+
+def _from_sae_lens(sae: "SAE") -> Dictionary:
+    metadata = sae.cfg.metadata
+    hook_in = getattr(metadata, "hook_name", None)
+    hook_out = getattr(metadata, "hook_name_out", None) or hook_in
+    d_out = sae.W_dec.shape[-1]
+    source = Site(model=0, hook=hook_in, width=sae.cfg.d_in, processing="as given")
+    target = Site(model=0, hook=hook_out, width=d_out, processing="as given")
+    features = sae.W_dec.shape[0]
+    b_enc = getattr(sae, "b_enc", None)
+    b_enc = torch.zeros(features, device=sae.W_dec.device) if b_enc is None else b_enc.detach()
+    group = Group("", {0: sae.W_enc.detach()}, b_enc, ReLU(), {0: sae.W_dec.detach()})
+    return SaeLensDictionary(
+        "sae", (source,), (target,), (group,), (sae.b_dec.detach(),), format=f"sae_lens {sae.cfg.architecture()}",
+        name=str(getattr(metadata, "neuronpedia_id", None) or "sae"), sae=sae,
+    )  # fmt: skip

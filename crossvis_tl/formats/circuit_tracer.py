@@ -1,0 +1,94 @@
+"""F6: circuit-tracer's cross-layer transcoders (decoderesearch/circuit-tracer, `cross_layer_transcoder.py`).
+
+`config.yaml`; for each layer i `W_enc_i.safetensors` with `W_enc_i [F, d]`, `b_enc_i [F]`, `b_dec_i [d]` and, for
+JumpReLU, the raw `threshold_i [F]`; `W_dec_i.safetensors` with `W_dec_i [F, L - i, d]`, decoders to layers i to L-1.
+A reconstruction at layer l is b_dec_l plus what the features of layers 0 .. l write there. Trained on weights without
+processing.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from crossvis_tl.activation_fns import JumpReLU, ReLU
+from crossvis_tl.dictionary import Dictionary, Group, Site
+from crossvis_tl.errors import short_list
+from crossvis_tl.formats.files import read_config, read_state_dict
+
+FACTS = {"processing"}
+
+
+def find(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("W_enc_*.safetensors"))
+
+
+def load(path: Path, facts: dict[str, Any]) -> Dictionary:
+    """ValueError when a layer's file is missing or its tensors do not fit."""
+    n_layers = _count_layers(path)
+    cfg = read_config(path / "config.yaml") if (path / "config.yaml").is_file() else {}
+    kind = cfg.get("model_kind", "cross_layer_transcoder")
+    if kind != "cross_layer_transcoder":
+        raise ValueError(f"{path / 'config.yaml'}: model_kind {kind!r} cannot be read; 'cross_layer_transcoder' can")
+    processing = facts.get("processing", "none")
+    layers = [_read_layer(path, layer, n_layers) for layer in range(n_layers)]
+    width = layers[0]["b_dec"].shape[0]
+    if any(layer["b_dec"].shape[0] != width for layer in layers):
+        raise ValueError(f"{path}: layers differ in d_model: {[layer['b_dec'].shape[0] for layer in layers]}")
+
+    def sites(role: str) -> tuple[Site, ...]:
+        hook = cfg.get(f"feature_{role}_hook")
+        names = [f"blocks.{layer}.{hook}" if hook else None for layer in range(n_layers)]
+        return tuple(Site(model=0, hook=name, width=width, processing=processing) for name in names)
+
+    groups = tuple(_group(layer, index, n_layers) for index, layer in enumerate(layers))
+    return Dictionary(
+        kind="clt", sources=sites("input"), targets=sites("output"), groups=groups,
+        b_dec=tuple(layer["b_dec"] for layer in layers), format="circuit-tracer CLT (F6)",
+        name=path.name, model_names=(cfg.get("model_name"),), facts={"scan": cfg["scan"]} if "scan" in cfg else {},
+    )  # fmt: skip
+
+
+def _count_layers(path: Path) -> int:
+    pattern = re.compile(r"W_(?:enc|dec)_(\d+)\.safetensors")
+    layers = {int(match[1]) for file in path.iterdir() if (match := pattern.fullmatch(file.name))}
+    n_layers = max(layers) + 1
+    wanted = [f"W_{part}_{layer}.safetensors" for layer in range(n_layers) for part in ("enc", "dec")]
+    absent = [name for name in wanted if not (path / name).is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"{path} lacks {short_list(absent)} of its {n_layers} layers; was the download complete?"
+        )
+    return n_layers
+
+
+def _read_layer(path: Path, layer: int, n_layers: int) -> dict[str, Tensor]:
+    """-> W_enc [F, d], b_enc, b_dec, W_dec [F, L - layer, d] and, where there is one, threshold [F]."""
+    file = path / f"W_enc_{layer}.safetensors"
+    state = {name.removesuffix(f"_{layer}"): tensor for name, tensor in read_state_dict(file).items()}
+    state.update(W_dec=read_state_dict(path / f"W_dec_{layer}.safetensors").get(f"W_dec_{layer}"))  # type: ignore[arg-type]
+    for name in ("W_enc", "b_enc", "b_dec", "W_dec"):
+        if state.get(name) is None:
+            raise ValueError(f"{path}: layer {layer} lacks the tensor {name}_{layer}")
+    W_enc = state["W_enc"]
+    if W_enc.ndim != 2:
+        raise ValueError(f"{file}: W_enc_{layer} is {tuple(W_enc.shape)}; expected [features, d_model]")
+    features, width = W_enc.shape
+    shapes = {"b_enc": (features,), "b_dec": (width,), "W_dec": (features, n_layers - layer, width)}
+    shapes["threshold"] = (features,)
+    for name, shape in shapes.items():
+        if name in state and tuple(state[name].shape) != shape:
+            raise ValueError(f"{path}: {name}_{layer} is {tuple(state[name].shape)}; expected {shape}")
+    return state
+
+
+def _group(state: dict[str, Tensor], layer: int, n_layers: int) -> Group:
+    threshold = state.get("threshold")
+    return Group(
+        name=f"L{layer}",
+        W_enc={layer: state["W_enc"].T},
+        b_enc=state["b_enc"],
+        activation=ReLU() if threshold is None else JumpReLU(threshold),
+        W_dec={target: state["W_dec"][:, target - layer] for target in range(layer, n_layers)},
+    )

@@ -1,0 +1,64 @@
+"""Reading strangers' files: weights that cannot run code, configs that are only data, and clear errors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from crossvis_tl.errors import first_line, short_list
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.pt` / `.safetensors` file, a `model_state_dict` or `state_dict` wrapper taken off.
+
+    ValueError when the file is no weight file, holds more than tensors can be, or holds no tensor.
+    """
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for wrapper in ("model_state_dict", "state_dict"):
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors, only {short_list(content) or 'nothing'}; is it a weight file?")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: tensor {name!r} holds NaN or infinite values; the file is damaged")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); was the download complete?") from error
+
+
+def _read_pickle(path: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, zipfile and pickle each raise their own kinds for damaged files
+        raise ValueError(
+            f"{path} cannot be read as plain tensors ({first_line(error)}); it is damaged, no weight file, or a "
+            "pickle that would have to run code, which is refused"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors; is it a dictionary's file?")
+    return content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A `.json` / `.yaml` file that holds a mapping. ValueError when it is damaged or something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is no readable {path.suffix[1:]} file: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; a config is a mapping of names to values")
+    return content

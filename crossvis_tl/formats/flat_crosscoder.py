@@ -1,0 +1,125 @@
+"""F1: a flat crosscoder state dict, as ckkissane's, neelnanda-io's and tom-pollak's code writes it.
+
+`W_enc [S, d, F]`, `W_dec [F, S, d]`, `b_enc [F]`, `b_dec [S, d]`; a = ReLU(sum_s x_s W_enc[s] + b_enc) on activations
+multiplied by one factor per source, which these files do not hold (ckkissane/crosscoder-model-diff-replication,
+`crosscoder.py` and `buffer.py`). Our own demo folds the factors in and says so in its config
+(`"input_scale_folded": true`). F1b wraps the same tensors in `{"model_state_dict": ...}`.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossvis_tl.activation_fns import ReLU
+from crossvis_tl.dictionary import Dictionary, Group, Site
+from crossvis_tl.errors import short_list
+from crossvis_tl.formats.files import read_config, read_state_dict
+
+KEYS = {"W_enc", "W_dec", "b_enc", "b_dec"}
+FACTS = {"input_scale", "hook_point", "hook_name", "processing"}
+SCALE_HELP = (
+    "pass input_scale=[one factor per source], the number each source's activations were multiplied with in training "
+    "(sqrt(d) / mean norm for these producers), or input_scale=1.0 if the factors are folded into the weights already"
+)
+
+
+def find(path: Path) -> tuple[Path, Path | None] | None:
+    """-> (weights, config or None) when the path looks like this layout, else None."""
+    if path.is_file():
+        if path.suffix != ".pt":
+            return None
+        names = (f"{path.stem}_cfg.json", "cfg.json", "cc_cfg.json", "config.json")
+        configs = [path.parent / name for name in names]
+        return path, next((config for config in configs if config.is_file()), None)
+    numbered = [p for p in path.glob("*.pt") if re.fullmatch(r"\d+", p.stem)]
+    if numbered:
+        return find(max(numbered, key=lambda p: int(p.stem)))
+    for name in ("cc_weights.pt", "model.pt"):
+        if (path / name).is_file():
+            return find(path / name)
+    inside = sorted({p.parent for p in path.glob("*/cc_weights.pt")})
+    return find(inside[0]) if len(inside) == 1 else None
+
+
+def load(weights: Path, config: Path | None, facts: dict[str, Any]) -> Dictionary:
+    """ValueError when tensors are missing, do not fit each other, or a fact that encoding needs was not given."""
+    state = read_state_dict(weights)
+    cfg = read_config(config) if config else {}
+    _check_shapes(weights, state)
+    n_sources, width, _ = state["W_enc"].shape
+    if cfg.get("batch_topk"):
+        raise ValueError(f"{config}: batch_topk = {cfg['batch_topk']}; BatchTopK crosscoders cannot be read yet")
+    if cfg.get("d_in", width) != width:
+        raise ValueError(f"{config} says d_in = {cfg['d_in']}, but W_enc in {weights} is {width} wide")
+    scales, folded = _input_scale(weights, cfg, facts, n_sources)
+    hooks = _hooks(cfg, facts, n_sources)
+    one_model = len(set(hooks)) > 1
+    processing = facts.get("processing", cfg.get("processing", "tl_default"))
+    sites = tuple(
+        Site(model=0 if one_model else s, hook=hooks[s], width=width, processing=processing, scale=scales[s])
+        for s in range(n_sources)
+    )
+    fold = torch.ones(n_sources) if folded else torch.tensor(scales)
+    group = Group(
+        name="",
+        W_enc={s: _scaled(state["W_enc"][s], fold[s]) for s in range(n_sources)},
+        b_enc=state["b_enc"],
+        activation=ReLU(),
+        W_dec={s: _scaled(state["W_dec"][:, s], 1 / fold[s]) for s in range(n_sources)},
+    )
+    b_dec = tuple(_scaled(state["b_dec"][s], 1 / fold[s]) for s in range(n_sources))
+    said = {name: cfg[name] for name in ("model_name", "activations", "num_tokens") if name in cfg}
+    names = cfg.get("model_names") or [cfg.get("model_name")]
+    return Dictionary(
+        kind="crosscoder", sources=sites, targets=sites, groups=(group,), b_dec=b_dec, format="flat crosscoder (F1)",
+        name=weights.parent.name, model_names=tuple(names), facts={"input_scale": scales, **said},
+    )  # fmt: skip
+
+
+def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Left as stored where there is nothing to fold, so that half-precision weights stay half the size."""
+    return tensor.contiguous() if factor == 1 else tensor.float() * factor
+
+
+def _check_shapes(path: Path, state: dict[str, Tensor]) -> None:
+    missing = KEYS - set(state)
+    if missing:
+        found = short_list(sorted(state))
+        raise ValueError(f"{path} is no crosscoder: it lacks {short_list(sorted(missing))} (it holds {found})")
+    W_enc = state["W_enc"]
+    if W_enc.ndim != 3:
+        raise ValueError(f"{path}: W_enc is {tuple(W_enc.shape)}; a crosscoder's is [sources, d_model, features]")
+    sources, width, features = W_enc.shape
+    expected = {"W_dec": (features, sources, width), "b_enc": (features,), "b_dec": (sources, width)}
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            raise ValueError(
+                f"{path}: {name} is {tuple(state[name].shape)}, but W_enc {tuple(W_enc.shape)} asks for {shape}"
+            )
+
+
+def _input_scale(path: Path, cfg: dict, facts: dict, n_sources: int) -> tuple[list[float], bool]:
+    """-> (factor per source, whether the file's weights hold them already)."""
+    folded = bool(cfg.get("input_scale_folded", False))
+    if folded and "input_scale" in facts:
+        raise ValueError(f"{path}: its config says the input scales are folded in already; leave input_scale out")
+    value = cfg.get("input_scale") if folded else facts.get("input_scale")
+    if value is None:
+        raise ValueError(f"{path} does not hold input_scale; {SCALE_HELP}")
+    scales = [float(v) for v in value] if isinstance(value, list | tuple) else [float(value)] * n_sources
+    if len(scales) != n_sources or not all(0 < scale < float("inf") for scale in scales):
+        raise ValueError(f"input_scale={value!r}: expected {n_sources} positive numbers, one per source of {path}")
+    return scales, folded
+
+
+def _hooks(cfg: dict, facts: dict, n_sources: int) -> list[str | None]:
+    """One hook for all sources (several models), or one each (several layers of one model)."""
+    value = facts.get("hook_point", facts.get("hook_name", cfg.get("hook_point")))
+    if isinstance(value, list | tuple):
+        if len(value) != n_sources:
+            raise ValueError(f"hook_point names {len(value)} hooks; this crosscoder has {n_sources} sources")
+        return [str(hook) for hook in value]
+    return [value] * n_sources

@@ -1,0 +1,149 @@
+"""What a feature does to the logits: directly, and what taking it away at a token changes in the prediction after it.
+
+The effect of a feature on a prediction is the log-probability with it minus the log-probability without it, through the
+model's own final norm, unembedding, bias and soft-cap. "Without it" is the final residual stream minus what the feature
+writes to it (`residual_direction`), later layers left as they are: the direct effect, as sae_vis defines it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from crossvis_tl.capture import Capture
+from crossvis_tl.dictionary import Dictionary, Site
+from crossvis_tl.unembed import Unembedding
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+RESIDUAL = re.compile(r"hook_resid_(pre|mid|post)$")
+WRITES = re.compile(r"hook_(mlp|attn)_out$")
+MLP_POST = re.compile(r"blocks\.(\d+)\.mlp\.hook_post$")
+# Logits held at a time, in numbers: small enough to stay in a core's cache while they are worked on.
+BLOCK = 2**18
+HEADS = re.compile(r"blocks\.(\d+)\.attn\.hook_z$")
+
+
+def residual_direction(
+    dictionary: Dictionary, features: Int[Tensor, " n"], model: "HookedTransformer", index: int
+) -> Float[Tensor, "n d_model"] | None:
+    """What one unit of each feature adds to the final residual stream of model number `index`.
+
+    Residual sites: the last one's decoder alone, which the earlier ones are in already. MLP and attention outputs: the
+    sum over sites. MLP activations and attention heads: through W_out / W_O. None where no site of this model writes
+    to its residual stream (norm outputs, queries, keys ...).
+    """
+    sites = [(t, site) for t, site in enumerate(dictionary.targets) if site.model == index]
+    residual = [(t, site) for t, site in sites if RESIDUAL.search(str(site.hook))]
+    if residual:
+        return dictionary.decoder(features, residual[-1][0])
+    parts = [_written(dictionary.decoder(features, t), site, model) for t, site in sites]
+    known = [part for part in parts if part is not None]
+    return torch.stack(known).sum(0) if known and len(known) == len(parts) else None
+
+
+def _written(decoder: Tensor, site: Site, model: "HookedTransformer") -> Tensor | None:
+    hook = str(site.hook)
+    if WRITES.search(hook):
+        return decoder
+    if match := MLP_POST.search(hook):
+        W_out = model.W_out[int(match[1])].detach().to(decoder)
+        return einsum(decoder, W_out, "n d_mlp, d_mlp d_model -> n d_model")
+    if match := HEADS.search(hook):
+        W_O = model.W_O[int(match[1])].detach().to(decoder).flatten(0, 1)
+        return einsum(decoder, W_O, "n heads_width, heads_width d_model -> n d_model")
+    return None
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Effects of one feature on one model's predictions, made at `positions` (flat, ascending) where it fires.
+
+    `loss`: change in nats of the loss on the token that follows, negative where the feature helps. `up` / `down`: ids
+    and log-probability changes of the k most raised and most lowered tokens, [positions, k].
+    """
+
+    positions: Int[Tensor, " p"]
+    loss: Float[Tensor, " p"]
+    up_ids: Int[Tensor, "p k"]
+    up: Float[Tensor, "p k"]
+    down_ids: Int[Tensor, "p k"]
+    down: Float[Tensor, "p k"]
+
+
+def effects_of(
+    unembed: Unembedding,
+    resid: Float[Tensor, "p d_model"],
+    acts: Float[Tensor, " p"],
+    direction: Float[Tensor, " d_model"],
+    direct: Float[Tensor, " d_vocab"],
+    following: Int[Tensor, " p"],
+    positions: Int[Tensor, " p"],
+    k: int,
+) -> Effects:
+    """Ablates one feature at positions whose final residual stream is `resid`. `direct`: `project(direction)`;
+    `following`: the token after each position."""
+    size = max(1, BLOCK // direct.shape[0])
+    blocks = [
+        _ablate(unembed, resid[at], acts[at], direction, direct, following[at], k)
+        for at in (slice(begin, begin + size) for begin in range(0, len(acts), size))
+    ]
+    blocks = blocks or [_ablate(unembed, resid, acts, direction, direct, following, k)]
+    loss, up_ids, up, down_ids, down = (torch.cat(parts).cpu() for parts in zip(*blocks, strict=True))
+    return Effects(positions, loss, up_ids, up, down_ids, down)
+
+
+def _ablate(
+    unembed: Unembedding, resid: Tensor, acts: Tensor, direction: Tensor, direct: Tensor, following: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss, up ids and values, down ids and values, of a block of positions."""
+    projected = unembed.project(resid)
+    before_scale = unembed.scale(resid)
+    after_scale = unembed.scale(resid - acts[:, None] * direction)
+    before = unembed.finish(projected, before_scale)
+    if unembed.softcap > 0:
+        change = before - unembed.finish(projected - acts[:, None] * direct, after_scale)
+    else:  # P/s - (P - aD)/s' without a second pass over what the two share
+        change = (projected * (1 / before_scale - 1 / after_scale)).addcmul_(acts[:, None] / after_scale, direct)
+    # log-softmax differs from the logits by one number a row: the order of tokens needs no softmax
+    shift = before.logsumexp(-1, keepdim=True) - (before - change).logsumexp(-1, keepdim=True)
+    up, down = change.topk(k, dim=-1), change.topk(k, dim=-1, largest=False)
+    loss = (shift - change.gather(-1, following[:, None])).squeeze(-1)
+    return loss, up.indices, up.values - shift, down.indices, down.values - shift
+
+
+@torch.inference_mode()
+def final_residuals(
+    capture: Capture,
+    tokens: Int[Tensor, "rows positions"],
+    positions: Int[Tensor, " p"],
+    *,
+    rows_per_batch: int = 64,
+    progress: bool = False,
+) -> list[Float[Tensor, "p d_model"]]:
+    """Each model's final residual stream at flat `positions` (ascending, distinct); only their rows are run."""
+    n_positions = tokens.shape[1]
+    rows = torch.unique(positions // n_positions)
+    kept: list[list[Tensor]] = [[] for _ in capture.models]
+    batches = rows.split(rows_per_batch)
+    for batch in tqdm(batches, desc="Running shown sequences", unit="batch", disable=not progress):
+        captured = capture.run(tokens[batch], final=True)
+        here = positions[(positions >= batch[0] * n_positions) & (positions < (batch[-1] + 1) * n_positions)]
+        local = torch.searchsorted(batch, here // n_positions) * n_positions + here % n_positions
+        for m, final in enumerate(captured.final):
+            kept[m].append(final.flatten(0, 1)[local.to(final.device)])
+    widths = [model.cfg.d_model for model in capture.models]
+    return [torch.cat(parts) if parts else torch.zeros(0, w) for parts, w in zip(kept, widths, strict=True)]
+
+
+def following_tokens(tokens: Int[Tensor, "rows positions"], positions: Sequence[int] | Tensor) -> Int[Tensor, " p"]:
+    """The token after each flat position, which must not be the last of its row."""
+    flat = tokens.flatten()
+    return flat[torch.as_tensor(positions) + 1].long()

@@ -1,0 +1,138 @@
+"""One prompt under all dashboards: which features fire on each of its tokens, and what they do to the next."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from sae_vis.data_config_classes import SequencesConfig
+from torch import Tensor
+
+from crossvis_tl.build import writers
+from crossvis_tl.capture import Capture
+from crossvis_tl.errors import near_misses
+from crossvis_tl.examples import Group
+from crossvis_tl.logit_effects import effects_of, following_tokens
+from crossvis_tl.panels import ShownSequence
+from crossvis_tl.sequences import build_sequences, windows
+from crossvis_tl.tokens import check_tokens, token_mask
+
+if TYPE_CHECKING:
+    from crossvis_tl.vis_data import SaeVisData
+
+METRICS = ("act_quantile", "act_size", "loss_effect")
+Scores = dict[str, list[list[tuple[int, str]]]]
+
+
+@dataclass
+class ShownPrompt:
+    """`scores`: by metric and position, (feature, formatted score), best first. `position`: the one to open on."""
+
+    tokens: list[int]
+    position: int
+    metric: str
+    scores: Scores = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def gather_prompt(
+    data: "SaeVisData", capture: Capture, prompt: str, metric: str | None, position: int | None, n_top: int
+) -> ShownPrompt:
+    """Fills `prompt_data` of every feature of `data` and its panel's `prompt`, and ranks the features.
+
+    ValueError for an unknown metric, an empty prompt or a position outside it.
+    """
+    metric = metric or METRICS[0]
+    if metric not in METRICS:
+        hint = near_misses(metric, METRICS)
+        raise ValueError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}.{hint}")
+    tokens = _encode(data, capture, prompt)
+    n = tokens.shape[1]
+    position = n - 1 if position is None else position
+    if not 0 <= position < n:
+        raise ValueError(f"seq_pos is {position}; the prompt has {n} tokens, 0 to {n - 1} (BOS included)")
+    features = torch.tensor(list(data.feature_data_dict))
+    counted = token_mask(tokens, capture.models[0].tokenizer).counted
+    captured = capture.run(tokens, final=True)
+    acts = capture.dictionary.encode_features(captured.sources, features)[0].cpu() * counted[0][:, None]
+    losses = _fill(data, capture, tokens, acts, [final[0] for final in captured.final], features)
+    scores = {
+        "act_size": _rank_by_size(acts, features, n_top),
+        "act_quantile": _rank_by_quantile(data, acts, features, n_top),
+        "loss_effect": _rank_by_loss(acts, losses, features, n_top),
+    }
+    return ShownPrompt(tokens[0].tolist(), position, metric, scores)
+
+
+def _encode(data: "SaeVisData", capture: Capture, prompt: str) -> Int[Tensor, "1 positions"]:
+    model = capture.models[0]
+    if model.tokenizer is None:
+        raise ValueError("a prompt needs a tokenizer, and the model has none")
+    if not prompt:
+        raise ValueError("the prompt is empty")
+    ids = list(model.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    bos = model.tokenizer.bos_token_id
+    if bos is not None and model.cfg.default_prepend_bos and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    tokens = torch.tensor([ids])
+    check_tokens(tokens, model, "the prompt's tokens")
+    return tokens
+
+
+def _fill(
+    data: "SaeVisData", capture: Capture, tokens: Tensor, acts: Float[Tensor, "positions features"],
+    finals: list[Tensor], features: Tensor,
+) -> Float[Tensor, "positions features"]:  # fmt: skip
+    """-> loss effect at each predicted position of the first model that is written to, in nats."""
+    how = writers(capture, features)
+    n = tokens.shape[1]
+    whole = SequencesConfig(buffer=(0, n - 1), n_quantiles=0)
+    group = Group("PROMPT", torch.tensor([0]))
+    losses = torch.zeros(n, len(features))
+    for i, feature in enumerate(features.tolist()):
+        where = acts[:, i].nonzero().squeeze(-1)
+        shown = windows([group], where, acts[where, i], n, whole)
+        direct = {m: how.direct(m, i) for m in how.directions}
+        effects = {}
+        for m, vector in direct.items():
+            at, device = shown.sources, vector.device
+            effects[m] = effects_of(
+                how.unembeddings[m], finals[m][at.to(device)], acts[at, i].to(device), how.directions[m][i], vector,
+                following_tokens(tokens, at).to(device), at, min(5, len(vector)),
+            )  # fmt: skip
+        sequences, records = build_sequences([group], shown, tokens, effects, direct)
+        data.feature_data_dict[feature].prompt_data = sequences.seq_group_data[0].seq_data[0]
+        record: ShownSequence = records[0][0]
+        data.panels[feature].prompt = record
+        if effects:
+            first = next(iter(effects.values()))
+            losses[first.positions + 1, i] = first.loss
+    return losses
+
+
+def _rank(values: Tensor, eligible: Tensor, features: Tensor, n_top: int, style: str, *, largest: bool) -> list:
+    at = eligible.nonzero().squeeze(-1)
+    top = values[at].topk(min(n_top, len(at)), largest=largest)
+    chosen = features[at[top.indices]].tolist()
+    return [(feature, f"{value:{style}}") for feature, value in zip(chosen, top.values.tolist(), strict=True)]
+
+
+def _rank_by_size(acts: Tensor, features: Tensor, n_top: int) -> list[list[tuple[int, str]]]:
+    return [_rank(row, row != 0, features, n_top, ".3f", largest=True) for row in acts]
+
+
+def _rank_by_quantile(data: "SaeVisData", acts: Tensor, features: Tensor, n_top: int) -> list[list[tuple[int, str]]]:
+    quantiles, _ = data.feature_stats.get_quantile(acts.T.contiguous())
+    return [
+        _rank(row, fires, features, n_top, ".3%", largest=True)
+        for row, fires in zip(quantiles.T, acts != 0, strict=True)
+    ]
+
+
+def _rank_by_loss(acts: Tensor, losses: Tensor, features: Tensor, n_top: int) -> list[list[tuple[int, str]]]:
+    """The most helpful features first; they fire on the token before the one predicted."""
+    before = torch.cat([torch.zeros_like(acts[:1]), acts[:-1]])
+    return [
+        _rank(row, fires, features, n_top, "+.3f", largest=False)
+        for row, fires in zip(losses, before != 0, strict=True)
+    ]

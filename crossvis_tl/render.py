@@ -1,0 +1,56 @@
+"""What `crossvis render` does: from names of files to dashboards. All that can be wrong is looked at before the models
+are loaded, as far as it can be."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_vis.data_config_classes import SaeVisConfig
+
+from crossvis_tl.capture import Capture
+from crossvis_tl.feature_acts import gather
+from crossvis_tl.fidelity import Fidelity
+from crossvis_tl.formats import load_dictionary
+from crossvis_tl.models import load_models
+from crossvis_tl.selection import parse_features, strongest, top_count
+from crossvis_tl.tokens import check_tokens, load_tokens, token_mask
+from crossvis_tl.vis_data import SaeVisData
+
+
+@dataclass
+class RenderJob:
+    """`models`, `dictionary`, `tokens`: as `load_model`, `load_dictionary` and `load_tokens` take them. `features`: as
+    in `selection`. `facts`: for `load_dictionary`. `cfg_fields`: for `SaeVisConfig`."""
+
+    models: Sequence[str]
+    dictionary: Path
+    tokens: Path
+    features: str = "top:50"
+    device: str | None = None
+    context: int = 128
+    facts: dict[str, Any] = field(default_factory=dict)
+    cfg_fields: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, verdict: Callable[[Fidelity], None]) -> SaeVisData:
+        """-> dashboards; `verdict` hears how well the dictionary fits before they are built."""
+        dictionary = load_dictionary(self.dictionary, **self.facts)
+        top = top_count(self.features)
+        chosen = parse_features(self.features, dictionary)
+        if not self.tokens.is_file():
+            raise FileNotFoundError(f"the token file {self.tokens} does not exist; give an array of ids or a text file")
+        models = load_models(list(self.models), self.device)
+        capture = Capture(dictionary.to(str(models[0].cfg.device)), models)
+        tokens = load_tokens(self.tokens, models[0].tokenizer, min(self.context, models[0].cfg.n_ctx))
+        cfg = SaeVisConfig(**self.cfg_fields)
+        tokens = tokens if cfg.batch_size is None else tokens[: cfg.batch_size]
+        for model in models:
+            check_tokens(tokens, model, str(self.tokens))
+        mask = token_mask(tokens, models[0].tokenizer)
+        acts = gather(capture, tokens, mask, chosen, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose)
+        verdict(acts.fidelity)
+        if top is not None:
+            acts = acts.select(strongest(acts, top))
+            if not len(acts.features):
+                raise ValueError(f"no feature fires on {self.tokens}; there is nothing to rank by maximum activation")
+        return SaeVisData.from_acts(capture, acts, cfg)

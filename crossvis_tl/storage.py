@@ -1,0 +1,94 @@
+"""Dashboards as JSON: sae_vis' own part as it writes it, ours beside it, versioned. Files appear whole or not at
+all."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_vis.data_storing_fns import FeatureData, SequenceData, _SaeVisData
+from sae_vis.utils_fns import FeatureStatistics
+
+from crossvis_tl.errors import first_line
+from crossvis_tl.panels import FeaturePanels, TokenEffects
+
+if TYPE_CHECKING:
+    from crossvis_tl.vis_data import SaeVisData
+
+VERSION = 1
+
+
+def save_json(data: "SaeVisData", path: Path) -> None:
+    """ValueError unless the name ends in .json; OSError when it cannot be written."""
+    _check_name(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+    stock = _SaeVisData(feature_data_dict=data.feature_data_dict, feature_stats=data.feature_stats)
+    content = stock.to_dict()
+    content["crossvis_tl"] = {
+        "version": VERSION,
+        "page": {**vars(data.page), "vocabulary": {str(i): text for i, text in data.page.vocabulary.items()}},
+        "panels": {str(feature): panel.to_dict() for feature, panel in data.panels.items()},
+    }
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_json(
+    path: Path,
+) -> tuple[dict[int, FeatureData], FeatureStatistics, dict[int, FeaturePanels], dict[str, Any]]:
+    """-> features, statistics, panels, page facts. ValueError for a file of another kind or a newer version."""
+    _check_name(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {first_line(error)}") from error
+    own = content.pop("crossvis_tl", None) if isinstance(content, dict) else None
+    if own is None:
+        raise ValueError(f"{path} holds no crossvis_tl dashboards; stock sae_vis' own JSON opens with sae_vis")
+    if own.get("version") != VERSION:
+        raise ValueError(f"{path} is of version {own.get('version')}; this crossvis_tl reads version {VERSION}")
+    stock = _SaeVisData.from_dict(content)
+    panels = {int(feature): FeaturePanels.from_dict(panel) for feature, panel in own["panels"].items()}
+    page = own["page"]
+    page["vocabulary"] = {int(i): text for i, text in page["vocabulary"].items()}
+    features = {int(feature): value for feature, value in stock.feature_data_dict.items()}
+    return features, stock.feature_stats, panels, page
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix != ".json":
+        raise ValueError(f"{path} must end in .json")
+
+
+def shown_ids(data: "SaeVisData") -> set[int]:
+    """Every token id the dashboards mention."""
+    ids: set[int] = set()
+    for feature in data.feature_data_dict.values():
+        for group in feature.sequence_data.seq_group_data:
+            for sequence in group.seq_data:
+                ids.update(_sequence_ids(sequence))
+    for panel in data.panels.values():
+        for logits in panel.logits.values():
+            ids.update(logits.table.top_token_ids, logits.table.bottom_token_ids)
+        for shown in (shown for group in panel.sequences for shown in group):
+            for effects in shown.effects.values():
+                ids.update(effect_ids(effects))
+    return ids
+
+
+def _sequence_ids(sequence: SequenceData) -> set[int]:
+    return set(sequence.token_ids)
+
+
+def effect_ids(effects: TokenEffects) -> set[int]:
+    return {token for pairs in (*effects.up, *effects.down) for token, _ in pairs}

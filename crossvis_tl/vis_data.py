@@ -1,0 +1,204 @@
+"""`SaeVisData`: sae_vis' class, made for every dictionary from one pass over the tokens, saved as a page that opens
+anywhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Int
+from sae_vis.data_config_classes import SaeVisConfig
+from sae_vis.data_storing_fns import SaeVisData as StockSaeVisData
+from torch import Tensor
+
+from crossvis_tl import storage
+from crossvis_tl.build import build, rows_per_batch
+from crossvis_tl.capture import Capture
+from crossvis_tl.encoders import as_dictionary
+from crossvis_tl.feature_acts import FeatureActs, gather
+from crossvis_tl.fidelity import warn_if_bad
+from crossvis_tl.models import load_models, name_of
+from crossvis_tl.page import write_page
+from crossvis_tl.page_data import feature_page, prompt_page
+from crossvis_tl.panels import FeaturePanels
+from crossvis_tl.prompts import gather_prompt
+from crossvis_tl.tokens import Masking, check_tokens, token_mask
+from crossvis_tl.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+@dataclass
+class PageFacts:
+    """What a page says of its dictionary, models and tokens; enough to draw it again without them.
+
+    `facts`: [name, text] pairs. `fidelity`: `Fidelity.as_dict()`. `vocabulary`: text of every token id shown.
+    """
+
+    kind: str = "sae"
+    title: str = "Features"
+    models: list[str] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    targets: list[dict[str, Any]] = field(default_factory=list)
+    facts: list[list[str]] = field(default_factory=list)
+    fidelity: dict[str, Any] | None = None
+    vocabulary: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class SaeVisData(StockSaeVisData):
+    """sae_vis' `SaeVisData` with our panels (`panels`, by feature) and the page's facts beside its own fields.
+
+    `model` is the first of `models`. Make one with `create`.
+    """
+
+    panels: dict[int, FeaturePanels] = field(default_factory=dict)
+    page: PageFacts = field(default_factory=PageFacts)
+    models: list["HookedTransformer"] = field(default_factory=list)
+
+    @classmethod
+    def create(  # type: ignore[override]
+        cls,
+        encoder: Any,
+        model: "HookedTransformer | Sequence[HookedTransformer]",
+        tokens: Int[Tensor, "batch seq"],
+        cfg: SaeVisConfig | None = None,
+        encoder_B: Any = None,
+        *,
+        masking: Masking = "special",
+    ) -> "SaeVisData":
+        """Dashboards for `cfg.features` of `encoder` on `tokens`; sae_vis' own call, with more taken.
+
+        `encoder`: a dictionary from `load_dictionary`, a sae_vis `AutoEncoder` or a sae_lens SAE. `model`: one model or
+        a list of them in the dictionary's order; whatever `load_model` takes will do. `tokens`: ids [sequences,
+        positions]. `masking`: "special" leaves BOS and padding out of every statistic and example, "none" nothing.
+
+        ValueError before any long work when something does not fit; warns when the fidelity is implausible.
+        """
+        cfg = cfg or SaeVisConfig()
+        models = load_models(model)
+        capture = Capture(as_dictionary(encoder, cfg.hook_point), models)
+        tokens = tokens if cfg.batch_size is None else tokens[: cfg.batch_size]
+        for one in models:
+            check_tokens(tokens, one)
+        mask = token_mask(tokens, models[0].tokenizer, masking)
+        acts = gather(
+            capture, tokens, mask, chosen_features(cfg), rows_per_batch=rows_per_batch(cfg), progress=cfg.verbose
+        )
+        acts_B = None
+        if encoder_B is not None:
+            capture_B = Capture(as_dictionary(encoder_B, cfg.hook_point), models)
+            acts_B = gather(capture_B, tokens, mask, rows_per_batch=rows_per_batch(cfg), progress=cfg.verbose)
+        return cls.from_acts(capture, acts, cfg, acts_B, encoder=encoder, encoder_B=encoder_B)
+
+    @classmethod
+    def from_acts(
+        cls,
+        capture: Capture,
+        acts: FeatureActs,
+        cfg: SaeVisConfig,
+        acts_B: FeatureActs | None = None,
+        *,
+        encoder: Any = None,
+        encoder_B: Any = None,
+    ) -> "SaeVisData":
+        """Dashboards of activations gathered before."""
+        warn_if_bad(acts.fidelity)
+        built = build(capture, acts, cfg, acts_B)
+        data = cls(
+            feature_data_dict=built.feature_data, feature_stats=built.statistics, cfg=cfg,
+            model=capture.models[0], encoder=encoder or capture.dictionary,  # type: ignore[arg-type] encoder_B=encoder_B,
+            panels=built.panels, page=_page_facts(capture, acts), models=capture.models,
+        )  # fmt: skip
+        data.page.vocabulary = Vocabulary(capture.models[0].tokenizer).texts(storage.shown_ids(data))
+        return data
+
+    def save_feature_centric_vis(self, filename: str | Path, feature_idx: int | None = None) -> None:
+        """Writes the page for looking through the features, opening on `feature_idx` (default the first)."""
+        head, payloads = feature_page(self, feature_idx)
+        write_page(filename, head, payloads)
+
+    def save_prompt_centric_vis(
+        self,
+        prompt: str,
+        filename: str | Path,
+        metric: str | None = None,
+        seq_pos: int | None = None,
+        num_top_features: int = 10,
+    ) -> None:
+        """Writes the page of one prompt: at each token the top features by `metric` ("act_quantile", "act_size" or
+        "loss_effect"; default the first). `seq_pos`: the token to open on, default the last."""
+        if not self.models:
+            raise ValueError("a prompt needs the model, which these dashboards were loaded without; see load_json")
+        capture = Capture(as_dictionary(self.encoder, self.cfg.hook_point), self.models)
+        shown = gather_prompt(self, capture, prompt, metric, seq_pos, num_top_features)
+        head, payloads = prompt_page(self, shown)
+        write_page(filename, head, payloads)
+
+    def save_json(self, filename: str | Path) -> None:
+        """Everything but config, models and encoders; stock sae_vis reads its own part of the file."""
+        storage.save_json(self, Path(filename))
+
+    @classmethod
+    def load_json(  # type: ignore[override]
+        cls,
+        filename: str | Path,
+        cfg: SaeVisConfig | None = None,
+        model: Any = None,
+        encoder: Any = None,
+        encoder_B: Any = None,
+    ) -> "SaeVisData":
+        """Undoes `save_json`. Model and encoder are needed for prompts only."""
+        models = [] if model is None else load_models(model)
+        features, stats, panels, page = storage.load_json(Path(filename))
+        return cls(
+            feature_data_dict=features, feature_stats=stats, cfg=cfg or SaeVisConfig(),
+            model=models[0] if models else None, encoder=encoder, encoder_B=encoder_B,
+            panels=panels, page=PageFacts(**page), models=models,
+        )  # fmt: skip
+
+
+def chosen_features(cfg: SaeVisConfig) -> list[int] | None:
+    if cfg.features is None:
+        return None
+    features = [cfg.features] if isinstance(cfg.features, int) else [int(f) for f in cfg.features]
+    if not features:
+        raise ValueError("cfg.features is empty; give numbers, or None for all features")
+    if len(set(features)) != len(features):
+        raise ValueError("cfg.features names a feature twice")
+    return features
+
+
+def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
+    dictionary = capture.dictionary
+    names = [name_of(model) for model in capture.models]
+    rows, positions = acts.tokens.shape
+    facts = [
+        [
+            "dictionary",
+            f"{dictionary.name}: {dictionary.n_features:,} {dictionary.activation} features, {dictionary.format}",
+        ],
+        ["models", ", ".join(names)],
+        ["tokens", f"{acts.n_counted:,} counted in {rows:,} sequences of {positions}"],
+        ["masking", acts.mask_text],
+        [
+            "logit effects",
+            "direct: the final residual stream minus what the feature writes, later layers left as they are",
+        ],
+    ]
+    return PageFacts(
+        kind=dictionary.kind,
+        title=f"{dictionary.name} · {' × '.join(names)}",
+        models=names,
+        sources=[_site(site, names) for site in dictionary.sources],
+        targets=[_site(site, names) for site in dictionary.targets],
+        facts=facts,
+        fidelity=acts.fidelity.as_dict(),
+    )
+
+
+def _site(site, names: list[str]) -> dict[str, Any]:
+    from crossvis_tl.fidelity import site_label
+
+    return {"model": site.model, "hook": site.hook, "label": site_label(site, names)}
