@@ -124,7 +124,7 @@ def _numbers(text: str | None) -> list[float] | float | None:
 
 def show_fidelity(fidelity: "Fidelity") -> None:
     """The verdict first: a wrong hook or scale gives pages that look fine and mean nothing."""
-    out.print(f"[{STYLE[fidelity.verdict]}]fidelity {escape(fidelity.headline)}[/]")
+    out.print(f"[{STYLE[fidelity.verdict]}]fidelity {fidelity.verdict}: {escape(fidelity.headline)}[/]")
     for site in fidelity.sites:
         out.print(f"  FVU {site.fvu:.3f}  {escape(site.label)}")
     for warning in fidelity.warnings:

@@ -48,23 +48,3 @@ def choose(
         title = f"INTERVAL {low:.3f} - {high:.3f}<br>CONTAINS {share:.3%}"
         groups.append(Group(title, where[picked], low, high, share))
     return groups
-
-
-@dataclass(frozen=True)
-class Window:
-    """The stretch of a row that is shown around a position: `start` to `end` (exclusive), the chosen one at `bold`."""
-
-    row: int
-    start: int
-    end: int
-    position: int
-
-    @property
-    def bold(self) -> int:
-        return self.position - self.start
-
-
-def window(flat: int, n_positions: int, buffer: tuple[int, int]) -> Window:
-    row, position = divmod(flat, n_positions)
-    before, after = buffer
-    return Window(row, max(0, position - before), min(n_positions, position + after + 1), position)

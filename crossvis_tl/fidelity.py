@@ -105,10 +105,7 @@ def _judge(fidelity: Fidelity, dictionary: Dictionary) -> Fidelity:
     implausible = worst > IMPLAUSIBLE_FVU or fidelity.l0 > 0.25 * dictionary.n_features or fidelity.l0 == 0
     verdict = "implausible" if implausible else "doubtful" if warnings else "plausible"
     span = f"{best:.3f}" if len(fidelity.sites) == 1 else f"{best:.3f} to {worst:.3f}"
-    headline = (
-        f"{verdict}: FVU {span}, L0 {fidelity.l0:.1f}, {fidelity.dead:.1%} of features dead "
-        f"on {fidelity.n_tokens:,} tokens"
-    )
+    headline = f"FVU {span}, L0 {fidelity.l0:.1f}, {fidelity.dead:.1%} of features dead on {fidelity.n_tokens:,} tokens"
     return replace(fidelity, verdict=verdict, headline=headline, warnings=warnings)
 
 
@@ -210,5 +207,5 @@ def _with_sites(dictionary: Dictionary, **change) -> Dictionary:
 def warn_if_bad(fidelity: Fidelity) -> None:
     """A Python warning for an implausible reconstruction; the page shows the same text."""
     if fidelity.verdict == "implausible":
-        text = "; ".join([fidelity.headline, *fidelity.warnings])
+        text = "; ".join([f"implausible: {fidelity.headline}", *fidelity.warnings])
         python_warnings.warn(text, CrossvisWarning, stacklevel=3)

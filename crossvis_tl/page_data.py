@@ -75,7 +75,7 @@ class _Page:
             "layout": self._layout(layout, view), "class_help": class_help(self.facts.models) if two else None,
             "features": {
                 "id": features,
-                "label": [panel.label for panel in panels],
+                "label": [_name(panel.label, feature) for feature, panel in zip(features, panels, strict=True)],
                 "density": [compact(panel.density) for panel in panels],
                 "max": [compact(panel.maximum) for panel in panels],
                 "class": [panel.geometry.kind if panel.geometry else None for panel in panels],
@@ -128,7 +128,7 @@ class _Page:
 
     def _label(self, feature: int) -> str:
         panel = self.data.panels.get(feature)
-        return panel.label if panel else str(feature)
+        return _name(panel.label, feature) if panel else ""
 
     def _logits(self, model: int, part: ModelLogits) -> dict[str, Any]:
         table = part.table
@@ -189,6 +189,11 @@ def compact(value: float | None) -> float | None:
     if value is None or value == 0:
         return value if value is None else 0
     return float(f"{value:.4g}")
+
+
+def _name(label: str, feature: int) -> str:
+    """A label that only repeats the number says nothing."""
+    return "" if label == str(feature) else label
 
 
 def _rows(*columns: list) -> list[list]:

@@ -48,8 +48,7 @@ def gather_prompt(
         raise ValueError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}.{hint}")
     tokens = _encode(data, capture, prompt)
     n = tokens.shape[1]
-    position = n - 1 if position is None else position
-    if not 0 <= position < n:
+    if position is not None and not 0 <= position < n:
         raise ValueError(f"seq_pos is {position}; the prompt has {n} tokens, 0 to {n - 1} (BOS included)")
     features = torch.tensor(list(data.feature_data_dict))
     counted = token_mask(tokens, capture.models[0].tokenizer).counted
@@ -61,6 +60,8 @@ def gather_prompt(
         "act_quantile": _rank_by_quantile(data, acts, features, n_top),
         "loss_effect": _rank_by_loss(acts, losses, features, n_top),
     }
+    if position is None:  # the last token at which there is something to see
+        position = next((p for p in range(n - 1, -1, -1) if scores[metric][p]), n - 1)
     return ShownPrompt(tokens[0].tolist(), position, metric, scores)
 
 

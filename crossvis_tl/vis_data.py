@@ -3,10 +3,12 @@ anywhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
+from rich import print as rprint
 from sae_vis.data_config_classes import SaeVisConfig
 from sae_vis.data_storing_fns import SaeVisData as StockSaeVisData
 from torch import Tensor
@@ -18,6 +20,7 @@ from crossvis_tl.encoders import as_dictionary
 from crossvis_tl.feature_acts import FeatureActs, gather
 from crossvis_tl.fidelity import warn_if_bad
 from crossvis_tl.models import load_models, name_of
+from crossvis_tl.notebook import show
 from crossvis_tl.page import write_page
 from crossvis_tl.page_data import feature_page, prompt_page
 from crossvis_tl.panels import FeaturePanels
@@ -104,11 +107,13 @@ class SaeVisData(StockSaeVisData):
         encoder_B: Any = None,
     ) -> "SaeVisData":
         """Dashboards of activations gathered before."""
+        if cfg.verbose:
+            rprint(f"fidelity {acts.fidelity.verdict}: {acts.fidelity.headline}")
         warn_if_bad(acts.fidelity)
         built = build(capture, acts, cfg, acts_B)
         data = cls(
             feature_data_dict=built.feature_data, feature_stats=built.statistics, cfg=cfg,
-            model=capture.models[0], encoder=encoder or capture.dictionary,  # type: ignore[arg-type] encoder_B=encoder_B,
+            model=capture.models[0], encoder=encoder or capture.dictionary, encoder_B=encoder_B,  # type: ignore[arg-type]
             panels=built.panels, page=_page_facts(capture, acts), models=capture.models,
         )  # fmt: skip
         data.page.vocabulary = Vocabulary(capture.models[0].tokenizer).texts(storage.shown_ids(data))
@@ -119,6 +124,16 @@ class SaeVisData(StockSaeVisData):
         head, payloads = feature_page(self, feature_idx)
         write_page(filename, head, payloads)
 
+    def show(self, feature_idx: int | None = None, *, height: int = 900) -> None:
+        """Shows the page in a Jupyter or Colab notebook's output, `height` pixels high."""
+        show(self, feature_idx, height)
+
+    def _repr_html_(self) -> str:
+        """A notebook's summary of the object: never the page itself, which can be large."""
+        n = len(self.feature_data_dict)
+        verdict = self.page.fidelity["headline"] if self.page.fidelity else "fidelity not measured"
+        return f"<b>{escape(self.page.title)}</b>: {n} features. {escape(verdict)}. Use <code>.show()</code>."
+
     def save_prompt_centric_vis(
         self,
         prompt: str,
@@ -128,7 +143,8 @@ class SaeVisData(StockSaeVisData):
         num_top_features: int = 10,
     ) -> None:
         """Writes the page of one prompt: at each token the top features by `metric` ("act_quantile", "act_size" or
-        "loss_effect"; default the first). `seq_pos`: the token to open on, default the last."""
+        "loss_effect"; default the first). `seq_pos`: the token to open on, default the last
+        at which a feature fires."""
         if not self.models:
             raise ValueError("a prompt needs the model, which these dashboards were loaded without; see load_json")
         capture = Capture(as_dictionary(self.encoder, self.cfg.hook_point), self.models)

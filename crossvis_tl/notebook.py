@@ -1,0 +1,45 @@
+"""A page inside a notebook's output: an `<iframe srcdoc>`, the one way that works in Jupyter and Colab alike."""
+
+import html
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crossvis_tl.page import render_page
+from crossvis_tl.page_data import feature_page
+
+if TYPE_CHECKING:
+    from crossvis_tl.vis_data import SaeVisData
+
+# Larger pages make a notebook slow to open and save; they go to a file.
+LARGEST_INLINE = 10 * 2**20
+
+
+def show(data: "SaeVisData", feature_idx: int | None, height: int) -> None:
+    """Displays the page in the output of the running cell; above 10 MiB saves it and says where.
+
+    RuntimeError outside a notebook's Python.
+    """
+    try:
+        from IPython.display import HTML, display
+    except ImportError as error:
+        raise RuntimeError(
+            "show() needs a notebook (IPython is not installed); use save_feature_centric_vis('page.html')"
+        ) from error
+    page = render_page(*feature_page(data, feature_idx))
+    if len(page) > LARGEST_INLINE:
+        path = _save(page)
+        megabytes = len(page) / 2**20
+        display(HTML(html.escape(f"The page is {megabytes:.1f} MiB, too large to show here; it is saved as {path}")))
+        return
+    style = f"width:100%;height:{int(height)}px;border:0"
+    display(
+        HTML(f'<iframe srcdoc="{html.escape(page, quote=True)}" style="{style}" title="Feature dashboards"></iframe>')
+    )
+
+
+def _save(page: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="crossvis_", dir=Path.cwd()))
+    path = folder / "features.html"
+    path.write_text(page, encoding="utf-8")
+    return path

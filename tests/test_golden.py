@@ -1,0 +1,58 @@
+"""Checkpoints in their producers' own layouts, with what the producers' own code made of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crossvis_tl import load_dictionary
+
+GOLDEN = sorted(p.parent for p in (Path(__file__).parent / "golden").glob("*/meta.json"))
+
+
+def read(folder: Path):
+    meta = json.loads((folder / "meta.json").read_text())
+    inputs = load_file(folder / "inputs.safetensors")
+    expected = load_file(folder / "expected.safetensors")
+    return meta, [inputs[str(i)].float() for i in range(len(inputs))], expected
+
+
+def expected_features(expected: dict[str, torch.Tensor]) -> torch.Tensor:
+    if "latents" in expected:
+        return expected["latents"]
+    layers = sorted((k for k in expected if k.startswith("latents.")), key=lambda k: int(k.split(".")[1]))
+    return torch.cat([expected[k] for k in layers], -1)
+
+
+def test_there_are_checkpoints():
+    assert len(GOLDEN) == 10
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_features_and_reconstructions_are_the_producers(folder):
+    meta, inputs, expected = read(folder)
+    dictionary = load_dictionary(folder / meta["load_path"], **meta["needs_from_user"])
+    features = dictionary.encode(inputs)
+    torch.testing.assert_close(features, expected_features(expected).float(), **meta["tolerance"])
+    recons = dictionary.decode(features, inputs)
+    assert len(recons) == sum(name.startswith("recon.") for name in expected)
+    for t, recon in enumerate(recons):
+        torch.testing.assert_close(recon, expected[f"recon.{t}"].float(), **meta["tolerance"])
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_some_features_encoded_alone_are_the_same(folder):
+    meta, inputs, expected = read(folder)
+    dictionary = load_dictionary(folder / meta["load_path"], **meta["needs_from_user"])
+    chosen = torch.tensor([7, 0, dictionary.n_features - 1, 3])
+    want = expected_features(expected).float()[..., chosen]
+    torch.testing.assert_close(dictionary.encode_features(inputs, chosen), want, **meta["tolerance"])
+
+
+@pytest.mark.parametrize("folder", [p for p in GOLDEN if p.name.startswith("f1")], ids=lambda p: p.name)
+def test_a_missing_input_scale_is_asked_for(folder):
+    meta, _, _ = read(folder)
+    with pytest.raises(ValueError, match=r"does not hold input_scale; pass input_scale=\[one factor per source\]"):
+        load_dictionary(folder / meta["load_path"])
