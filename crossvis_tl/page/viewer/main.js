@@ -1,0 +1,33 @@
+// Start: build the page, then listen.
+
+/** Whether a key typed here is text, or an arrow that moves inside a control. */
+const isTyping = (target) => target instanceof Element && target.closest("input, select, textarea, dialog[open]") !== null;
+
+/** Keys of the whole page. */
+const listenForKeys = (view) => {
+  const keys = {
+    j: () => view.step(1), ArrowRight: () => view.step(1), k: () => view.step(-1), ArrowLeft: () => view.step(-1),
+    "/": view.find, "?": openHelp, Escape: dismissTip,
+  };
+  listen("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
+    const cell = event.target.closest?.("[data-token]");
+    const moves = cell && /^(Arrow|Home$|End$)/.test(event.key);
+    if (!moves && !keys[event.key]) return;
+    event.preventDefault();
+    if (moves) moveInTokens(cell, event.key);
+    else keys[event.key]();
+  });
+};
+
+const main = () => {
+  const view = HEAD.view === "prompt" ? promptView() : featureView();
+  const banner = HEAD.fidelity && fidelityBanner(HEAD.fidelity);
+  const app = el("div", { id: "app", data: { view: HEAD.view } }, banner, pageHeader(), view.nodes, helpDialog());
+  document.getElementById("app").replaceWith(app);
+  listenForTips();
+  listenForKeys(view);
+  view.start();
+};
+
+main();
