@@ -26,7 +26,7 @@ from transformer_lens.hook_points import HookPoint
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.encoders import as_dictionary
-from crossvis_tl.errors import short_list
+from crossvis_tl.errors import feature_numbers, short_list
 from crossvis_tl.logit_effects import residual_direction
 from crossvis_tl.models import load_models, name_of
 from crossvis_tl.unembed import unembedding
@@ -70,12 +70,8 @@ def attach(
 
 
 def _chosen(dictionary: Dictionary, features: int | Sequence[int] | None) -> Tensor:
-    if isinstance(features, int):
-        features = [features]
-    chosen = list(range(dictionary.n_features)) if features is None else [int(f) for f in features]
+    chosen = list(range(dictionary.n_features)) if features is None else feature_numbers(features, "features")
     dictionary.check_features(chosen)
-    if not chosen:
-        raise ValueError("features is empty; name at least one")
     if len(chosen) > LARGEST_SELECTION:
         raise ValueError(
             f"stock sae_vis holds every feature attached for every token; {len(chosen)} are too many (at most "

@@ -51,7 +51,7 @@ class Capture:
         if len(self.models) != needed:
             raise ValueError(
                 f"{self.dictionary.name} reads {needed} model{'s' if needed > 1 else ''}, in training order "
-                f"({', '.join(n or '?' for n in self.dictionary.model_names) or 'unnamed'}); got {len(self.models)}"
+                f"({', '.join(n for n in self.dictionary.model_names if n) or 'names unknown'}); got {len(self.models)}"
             )
         if self.dictionary.missing:
             facts = ", ".join(f"{name}=..." for name in self.dictionary.missing)

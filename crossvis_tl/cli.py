@@ -87,12 +87,14 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
 ) -> None:  # fmt: skip
     """Write the dashboards of some features into one HTML file."""
     with user_errors():
-        from crossvis_tl.errors import check_output
+        from crossvis_tl.files import check_output
         from crossvis_tl.render import RenderJob
 
-        for target in (page, json):
-            if target is not None:
-                check_output(target)
+        check_output(page)
+        if json is not None:
+            check_output(json, ".json")
+            if json.resolve() == page.resolve():
+                raise ValueError(f"--out and --json both name {page}; give two files")
         _quiet_libraries()
         facts: dict[str, Any] = {
             "hook_point": hook_point,

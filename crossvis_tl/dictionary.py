@@ -5,6 +5,7 @@ that share an encoder: a crosscoder is one group over all sources; a CLT has a g
 layer and writes to it and all later ones. Features are numbered across groups, so a CLT's run layer by layer.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crossvis_tl.activation_fns import Activation
-from crossvis_tl.errors import near_misses
 
 Kind = Literal["sae", "crosscoder", "clt"]
 Processing = Literal["none", "tl_default", "as given"]
@@ -103,12 +103,25 @@ class Dictionary:
     def missing(self) -> tuple[str, ...]:
         """Facts that gathering needs and neither the files nor the caller said."""
         sites = (*self.sources, *self.targets)
-        names = {"hook_point": any(site.hook is None for site in sites)}
+        if self.kind == "clt":
+            names = {"feature_input_hook": any(site.hook is None for site in self.sources)}
+            names["feature_output_hook"] = any(site.hook is None for site in self.targets)
+        else:
+            names = {"hook_point": any(site.hook is None for site in sites)}
         names["processing"] = any(site.processing is None for site in sites)
         return tuple(name for name, lacks in names.items() if lacks)
 
     def with_hook(self, hook: str) -> "Dictionary":
-        """The same dictionary with `hook` at every site whose hook was not known."""
+        """The same dictionary with `hook` at every site whose hook was not known.
+
+        ValueError for a transcoder of several layers: one hook cannot be that of all.
+        """
+        if self.kind == "clt" and self.missing:
+            raise ValueError(
+                f"{self.name} reads {len(self.sources)} layers, and one hook point ({hook}) cannot be that of all; "
+                "its config.yaml should name them, or "
+                "load_dictionary(path, feature_input_hook='hook_resid_mid', feature_output_hook='hook_mlp_out')"
+            )
         sources = tuple(site if site.hook else replace(site, hook=hook) for site in self.sources)
         targets = tuple(site if site.hook else replace(site, hook=hook) for site in self.targets)
         return replace(self, sources=sources, targets=targets)
@@ -130,8 +143,10 @@ class Dictionary:
     def flat(self, group: int, index: int) -> int:
         """(group or layer, index in it) -> feature number."""
         if not 0 <= group < len(self.groups) or not 0 <= index < self.groups[group].n_features:
-            sizes = [g.n_features for g in self.groups]
-            raise ValueError(f"there is no feature {index} in group {group}; groups hold {sizes} features")
+            if not 0 <= group < len(self.groups):
+                raise ValueError(f"there is no group or layer {group}; there are 0 to {len(self.groups) - 1}")
+            name, last = self.groups[group].name or "this group", self.groups[group].n_features - 1
+            raise ValueError(f"there is no feature {index} in {name}; it has features 0 to {last}")
         return self.offsets[group] + index
 
     def find(self, label: str) -> int:
@@ -142,10 +157,11 @@ class Dictionary:
             return feature
         name, _, index = label.upper().rpartition("F")
         names = [group.name for group in self.groups]
-        if name not in names or not index.isdecimal():
+        if len(self.groups) == 1 or not re.fullmatch(r"L\d+", name) or not index.isdecimal():
             example = self.label(0)
-            hint = near_misses(name, names)
-            raise ValueError(f"{label!r} names no feature; write a number or a label such as {example!r}.{hint}")
+            raise ValueError(f"{label!r} names no feature; write a number or a label such as {example!r}")
+        if name not in names:
+            raise ValueError(f"{label!r}: there is no layer {name[1:]}; this {self.kind} has {names[0]} to {names[-1]}")
         return self.flat(names.index(name), int(index))
 
     def check_features(self, features: Sequence[int]) -> None:
@@ -162,6 +178,10 @@ class Dictionary:
         for s, (x, site) in enumerate(zip(inputs, self.sources, strict=True)):
             if x.shape[-1] != site.width:
                 raise ValueError(f"source {s} ({site.hook}) is {site.width} wide; got a tensor {tuple(x.shape)}")
+        shapes = {tuple(x.shape[:-1]) for x in inputs}
+        if len(shapes) > 1:
+            got = " and ".join(str(tuple(x.shape)) for x in inputs)
+            raise ValueError(f"the sources must hold the same tokens; got tensors {got}")
 
     def _encode_group(
         self, inputs: Sequence[Float[Tensor, "*batch d_source"]], group: Group, features: Tensor | None

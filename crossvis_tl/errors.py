@@ -1,9 +1,10 @@
 """Words shared by the errors people meet: near misses, lists kept short, and warnings."""
 
-import os
+import operator
+import re
+from collections import Counter
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 
 
 class CrossvisWarning(UserWarning):
@@ -16,7 +17,7 @@ class ModelMismatchError(ValueError):
 
 def near_misses(name: str, known: Iterable[str], limit: int = 3) -> str:
     """-> " Did you mean 'a' or 'b'?" for the known names nearest to `name`, or "" where none is near."""
-    matches = get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    matches = get_close_matches(name, [k for k in known if k], n=limit, cutoff=0.5)
     if not matches:
         return ""
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?"
@@ -33,15 +34,36 @@ def short_list(items: Iterable[object], limit: int = 8) -> str:
 def first_line(error: Exception) -> str:
     """Other libraries' errors run over pages; their first line says what went wrong."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip(". ")
 
 
-def check_output(path: Path) -> None:
-    """Before long work: OSError naming what is wrong when `path` cannot be written."""
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file in it")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the folder {folder} does not exist; make it first, or write {path.name} elsewhere")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise PermissionError(f"{path} cannot be written: no permission")
+def whole_numbers(values: Iterable[object], what: str, expected: str) -> list[int]:
+    """-> the values as ints. ValueError naming the first that is no whole number: 1.5 is not quietly 1, nor True 1.
+
+    `what` holds them ("cfg.features"); `expected` says what they should be ("feature numbers 0 to 39").
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ValueError(f"{what} is {values!r}; expected {expected}")
+    numbers = []
+    for value in values:
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            number = None
+        if number is None or isinstance(value, bool):
+            raise ValueError(f"{what} holds {value!r}; expected {expected}")
+        numbers.append(number)
+    return numbers
+
+
+def feature_numbers(features: object, what: str) -> list[int]:
+    """One feature or several -> their numbers. ValueError when there are none, one is no number, or one comes twice."""
+    one = isinstance(features, int) and not isinstance(features, bool)
+    numbers = whole_numbers([features] if one else features, what, "feature numbers")  # type: ignore[arg-type]
+    if not numbers:
+        raise ValueError(f"{what} is empty; give numbers, or None for all features")
+    twice = [number for number, count in Counter(numbers).items() if count > 1]
+    if twice:
+        raise ValueError(f"{what} names feature {twice[0]} twice")
+    return numbers

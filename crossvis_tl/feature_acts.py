@@ -118,12 +118,12 @@ def gather(
         collector.add(tokens[rows], mask.counted[rows], start)
     names = [name_of(model) for model in capture.models]
     fidelity = collector.fidelity.result(dictionary, names)
-    if fidelity.verdict == "implausible":
+    if fidelity.verdict != "plausible":
         fidelity.warnings.extend(likely_causes(capture, tokens, mask.counted, fidelity))
     where, values, offsets = collector.by_feature()
     return FeatureActs(
         tokens.cpu(), mask.counted.cpu(), mask.text, torch.tensor(chosen), offsets, where, values,
-        collector.site_sums(), fidelity,
+        collector.site_sums(), fidelity, collector.finals(),
     )  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def final_residuals(
     n_positions = tokens.shape[1]
     rows = torch.unique(positions // n_positions)
     kept: list[list[Tensor]] = [[] for _ in capture.models]
-    batches = rows.split(rows_per_batch)
+    batches = rows.split(rows_per_batch) if len(rows) else ()
     for batch in tqdm(batches, desc="Running shown sequences", unit="batch", disable=not progress):
         captured = capture.run(tokens[batch], final=True)
         here = positions[(positions >= batch[0] * n_positions) & (positions < (batch[-1] + 1) * n_positions)]

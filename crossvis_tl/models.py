@@ -10,12 +10,15 @@ import json
 import logging
 import tempfile
 import warnings
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from crossvis_tl.devices import check_device
 from crossvis_tl.errors import ModelMismatchError, first_line, near_misses
 
 if TYPE_CHECKING:
@@ -49,6 +52,8 @@ def load_model(
     from transformer_lens import HookedTransformer
     from transformers import PreTrainedModel
 
+    if device is not None:
+        check_device(device)
     if isinstance(model, HookedTransformer):
         return model if device is None else model.to(device)
     if isinstance(model, PreTrainedModel):
@@ -115,7 +120,7 @@ def _load_huggingface(model: str | Path, dtype: torch.dtype) -> tuple["PreTraine
     try:
         config = AutoConfig.from_pretrained(str(model))
         hf_model = AutoModelForCausalLM.from_pretrained(str(model), config=config, dtype=dtype)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{model} cannot be loaded as a HuggingFace language model: {first_line(error)}. Expected a folder "
             "with config.json and weights, or the id of a model that this machine can reach or has in its cache"
@@ -134,9 +139,13 @@ def _check_folder(path: Path, given: str) -> None:
         raise ValueError(f"{path} is no model: it has no config.json (it holds {', '.join(inside[:6]) or 'nothing'})")
     if path.is_file():
         raise ValueError(f"{path} is a file; a model is a folder with config.json and weights, or a HuggingFace id")
-    looks_local = given.startswith((".", "/", "~")) or given.count("/") > 1
-    if looks_local and not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    if path.exists():
+        return
+    siblings = [p.name for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
+    # A slip in a local folder's name must not go looking on the hub for it.
+    slip = get_close_matches(path.name, siblings, n=1, cutoff=0.75)
+    inside_a_folder = str(path.parent) != "." and path.parent.is_dir()
+    if given.startswith((".", "/", "~")) or given.count("/") > 1 or slip or inside_a_folder:
         raise FileNotFoundError(f"the model folder {given} does not exist.{near_misses(path.name, siblings)}")
 
 
@@ -168,7 +177,7 @@ def _convert(
             config = _transformer_lens_config(hf_model, Path(folder), device, dtype)
             config.tokenizer_name = None  # ours is handed over; the loader would look for one in the neutral folder
             state = loading_from_pretrained.get_pretrained_state_dict(folder, config, hf_model, dtype=dtype)
-            model = HookedTransformer(config, tokenizer)
+            model = HookedTransformer(config, _named(tokenizer, Path(folder)))
             model.load_and_process_state_dict(
                 state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
             )
@@ -182,6 +191,16 @@ def _convert(
     model.eval().requires_grad_(False)
     check_logits(model, hf_model, name)
     return model
+
+
+def _named(tokenizer: Any, folder: Path) -> Any:
+    """TransformerLens loads a tokenizer again by its name; one made in memory gets a folder to be found in."""
+    if tokenizer is None or "name_or_path" in tokenizer.init_kwargs:
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _transformer_lens_config(

@@ -42,6 +42,8 @@ def gather_prompt(
 
     ValueError for an unknown metric, an empty prompt or a position outside it.
     """
+    if n_top < 1:
+        raise ValueError(f"num_top_features is {n_top}; at least one is needed")
     metric = metric or METRICS[0]
     if metric not in METRICS:
         hint = near_misses(metric, METRICS)

@@ -9,19 +9,21 @@ from typing import Any
 from sae_vis.data_config_classes import SaeVisConfig
 
 from crossvis_tl.capture import Capture
-from crossvis_tl.feature_acts import gather
+from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.feature_acts import FeatureActs, gather
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
 from crossvis_tl.models import load_models
 from crossvis_tl.selection import parse_features, strongest, top_count
-from crossvis_tl.tokens import check_tokens, load_tokens, token_mask
+from crossvis_tl.tokens import check_token_file, check_tokens, load_tokens, token_mask
 from crossvis_tl.vis_data import SaeVisData
 
 
 @dataclass
 class RenderJob:
     """`models`, `dictionary`, `tokens`: as `load_model`, `load_dictionary` and `load_tokens` take them. `features`: as
-    in `selection`. `facts`: for `load_dictionary`. `cfg_fields`: for `SaeVisConfig`."""
+    in `selection`. `facts`: for `load_dictionary`. `cfg_fields`: for `SaeVisConfig`. `choose`: picks, by index, among
+    the features gathered; default all of them, or for "top:N" the strongest."""
 
     models: Sequence[str]
     dictionary: Path
@@ -31,14 +33,14 @@ class RenderJob:
     context: int = 128
     facts: dict[str, Any] = field(default_factory=dict)
     cfg_fields: dict[str, Any] = field(default_factory=dict)
+    choose: Callable[[Dictionary, FeatureActs], list[int]] | None = None
 
     def run(self, verdict: Callable[[Fidelity], None]) -> SaeVisData:
         """-> dashboards; `verdict` hears how well the dictionary fits before they are built."""
         dictionary = load_dictionary(self.dictionary, **self.facts)
         top = top_count(self.features)
         chosen = parse_features(self.features, dictionary)
-        if not self.tokens.is_file():
-            raise FileNotFoundError(f"the token file {self.tokens} does not exist; give an array of ids or a text file")
+        check_token_file(self.tokens)
         models = load_models(list(self.models), self.device)
         capture = Capture(dictionary.to(str(models[0].cfg.device)), models)
         tokens = load_tokens(self.tokens, models[0].tokenizer, min(self.context, models[0].cfg.n_ctx))
@@ -49,7 +51,9 @@ class RenderJob:
         mask = token_mask(tokens, models[0].tokenizer)
         acts = gather(capture, tokens, mask, chosen, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose)
         verdict(acts.fidelity)
-        if top is not None:
+        if self.choose is not None:
+            acts = acts.select(self.choose(dictionary, acts))
+        elif top is not None:
             acts = acts.select(strongest(acts, top))
             if not len(acts.features):
                 raise ValueError(f"no feature fires on {self.tokens}; there is nothing to rank by maximum activation")

@@ -13,6 +13,7 @@ GRAMMAR = 'numbers and ranges ("0,5,10-20"), labels ("L3F7"), "top:50" (highest 
 
 def top_count(text: str) -> int | None:
     """50 for "top:50"; None for anything else. ValueError for a top: without a count."""
+    text = text.strip()
     if not text.startswith("top:"):
         return None
     count = text.removeprefix("top:")

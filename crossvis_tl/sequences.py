@@ -82,7 +82,7 @@ class _Listed(NamedTuple):
 
 def _listed(effects: Effects) -> _Listed:
     return _Listed(
-        loss=[round(v, DIGITS) for v in effects.loss.tolist()],
+        loss=effects.loss.double().round(decimals=DIGITS).tolist(),
         up=_pairs(effects.up_ids, effects.up),
         down=_pairs(effects.down_ids, effects.down),
         at={position: i for i, position in enumerate(effects.positions.tolist())},
@@ -90,8 +90,8 @@ def _listed(effects: Effects) -> _Listed:
 
 
 def _pairs(ids: Tensor, values: Tensor) -> list[list[tuple[int, float]]]:
-    rows = zip(ids.tolist(), values.tolist(), strict=True)
-    return [[(i, round(v, DIGITS)) for i, v in zip(*row, strict=True)] for row in rows]
+    rounded = values.double().round(decimals=DIGITS).tolist()  # all at once: a page holds millions of these
+    return [list(zip(row, column, strict=True)) for row, column in zip(ids.tolist(), rounded, strict=True)]
 
 
 def build_sequences(

@@ -2,8 +2,6 @@
 all."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +9,7 @@ from sae_vis.data_storing_fns import FeatureData, SequenceData, _SaeVisData
 from sae_vis.utils_fns import FeatureStatistics
 
 from crossvis_tl.errors import first_line
+from crossvis_tl.files import check_output, write_whole
 from crossvis_tl.panels import FeaturePanels, TokenEffects
 
 if TYPE_CHECKING:
@@ -21,9 +20,7 @@ VERSION = 1
 
 def save_json(data: "SaeVisData", path: Path) -> None:
     """ValueError unless the name ends in .json; OSError when it cannot be written."""
-    _check_name(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+    check_output(path, ".json")
     stock = _SaeVisData(feature_data_dict=data.feature_data_dict, feature_stats=data.feature_stats)
     content = stock.to_dict()
     content["crossvis_tl"] = {
@@ -31,43 +28,41 @@ def save_json(data: "SaeVisData", path: Path) -> None:
         "page": {**vars(data.page), "vocabulary": {str(i): text for i, text in data.page.vocabulary.items()}},
         "panels": {str(feature): panel.to_dict() for feature, panel in data.panels.items()},
     }
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, json.JSONEncoder().iterencode(content))
 
 
 def load_json(
     path: Path,
 ) -> tuple[dict[int, FeatureData], FeatureStatistics, dict[int, FeaturePanels], dict[str, Any]]:
     """-> features, statistics, panels, page facts. ValueError for a file of another kind or a newer version."""
-    _check_name(path)
+    if path.suffix != ".json":
+        raise ValueError(f"{path} must end in .json")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file: {first_line(error)}") from error
     own = content.pop("crossvis_tl", None) if isinstance(content, dict) else None
-    if own is None:
+    if not isinstance(own, dict):
         raise ValueError(f"{path} holds no crossvis_tl dashboards; stock sae_vis' own JSON opens with sae_vis")
     if own.get("version") != VERSION:
         raise ValueError(f"{path} is of version {own.get('version')}; this crossvis_tl reads version {VERSION}")
+    try:
+        return _parse(content, own)
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        raise ValueError(f"{path} is damaged: it does not hold what version {VERSION} holds ({error!r})") from error
+
+
+def _parse(
+    content: dict[str, Any], own: dict[str, Any]
+) -> tuple[dict[int, FeatureData], FeatureStatistics, dict[int, FeaturePanels], dict[str, Any]]:
     stock = _SaeVisData.from_dict(content)
     panels = {int(feature): FeaturePanels.from_dict(panel) for feature, panel in own["panels"].items()}
-    page = own["page"]
+    page = dict(own["page"])
     page["vocabulary"] = {int(i): text for i, text in page["vocabulary"].items()}
     features = {int(feature): value for feature, value in stock.feature_data_dict.items()}
     return features, stock.feature_stats, panels, page
-
-
-def _check_name(path: Path) -> None:
-    if path.suffix != ".json":
-        raise ValueError(f"{path} must end in .json")
 
 
 def shown_ids(data: "SaeVisData") -> set[int]:

@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crossvis_tl.errors import first_line, short_list
+from crossvis_tl.errors import near_misses, short_list
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -27,12 +26,13 @@ def load_tokens(path: str | Path, tokenizer: Any = None, context: int = 128) -> 
     left at the end is dropped. -> int64 [rows, positions]. FileNotFoundError, or ValueError naming the file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"the token file {path} does not exist; give an array of ids or a text file")
+    check_token_file(path)
+    if context < 2:
+        raise ValueError(f"context is {context}; {path} is cut into sequences of at least 2 tokens")
     if path.suffix not in TOKEN_SUFFIXES:
         return _from_text(path, tokenizer, context)
     array = _read_array(path)
-    if array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
+    if not _integers(array):
         raise ValueError(f"{path} holds {array.dtype} numbers; token ids are integers")
     if array.ndim == 1:
         array = array.unsqueeze(0)
@@ -41,30 +41,47 @@ def load_tokens(path: str | Path, tokenizer: Any = None, context: int = 128) -> 
     return array.long()
 
 
+def check_token_file(path: Path) -> None:
+    """FileNotFoundError or IsADirectoryError, with near misses, unless `path` is a file."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the file with the token ids or the text")
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = near_misses(path.name, siblings)
+        raise FileNotFoundError(f"the token file {path} does not exist; give an array of ids or a text file.{hint}")
+
+
 def _read_array(path: Path) -> Tensor:
     try:
         if path.suffix == ".npy":
             return _from_numpy(np.load(path, allow_pickle=False))
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
-                return _only({name: _from_numpy(archive[name]) for name in archive.files}, path)
-        if path.suffix == ".safetensors":
-            return _only(load_file(path), path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (ValueError, OSError, SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as an array of token ids: {first_line(error)}") from error
+                content: Any = {name: _from_numpy(archive[name]) for name in archive.files}
+        elif path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # numpy, torch, zipfile and pickle each raise their own kinds for damaged files
+        raise ValueError(
+            f"{path} is no readable {path.suffix} file of token ids; it is damaged or holds other data"
+        ) from error
     return content if isinstance(content, Tensor) else _only(content, path)
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
+    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError("an id does not fit into 64 bits")
     return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
 
 
-def _only(arrays: dict[str, Tensor], path: Path) -> Tensor:
+def _only(content: Any, path: Path) -> Tensor:
+    arrays = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if "tokens" in arrays:
         return arrays["tokens"]
     if len(arrays) != 1:
-        raise ValueError(f"{path} holds {short_list(arrays) or 'nothing'}; expected one array, or one named 'tokens'")
+        held = short_list(content) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f"{path} holds {held or 'nothing'}; expected one array, or one named 'tokens'")
     return next(iter(arrays.values()))
 
 
@@ -87,9 +104,13 @@ def _from_text(path: Path, tokenizer: Any, context: int) -> Tensor:
     return torch.tensor(rows)
 
 
+def _integers(tokens: Tensor) -> bool:
+    return not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+
+
 def check_tokens(tokens: Int[Tensor, "rows positions"], model: "HookedTransformer", where: str = "the tokens") -> None:
     """ValueError when there are none, or they are no ids of this model, or longer than its context."""
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not _integers(tokens):
         got = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"{where} must be integer ids [sequences, positions]; got {got}")
     if tokens.numel() == 0:
@@ -118,6 +139,8 @@ def token_mask(tokens: Int[Tensor, "rows positions"], tokenizer: Any, masking: M
 
     With `masking="none"`, or where the tokenizer has neither, every position counts. ValueError if none would.
     """
+    if masking not in get_args(Masking):
+        raise ValueError(f"masking={masking!r}; expected {' or '.join(map(repr, get_args(Masking)))}")
     counted = torch.ones_like(tokens, dtype=torch.bool)
     bos = getattr(tokenizer, "bos_token_id", None)
     pad = getattr(tokenizer, "pad_token_id", None)
@@ -128,9 +151,9 @@ def token_mask(tokens: Int[Tensor, "rows positions"], tokenizer: Any, masking: M
     counted &= ~(at_start | at_end)
     if not counted.any():
         raise ValueError("every token is BOS or padding; nothing is left to look at")
-    # A tokenizer whose BOS doubles as padding cannot say which of a row's first tokens is which: the last one is BOS.
-    leading = at_start & (tokens == bos) if bos is not None else torch.zeros_like(at_start)
-    n_bos = int(leading.any(-1).sum())
+    n_bos = int((at_start & (tokens == bos)).sum()) if bos is not None else 0
+    if bos == pad and bos is not None:  # BOS doubles as padding: the last of the run is BOS, the others are padding
+        n_bos = int(at_start.any(-1).sum())
     n_pad = int((~counted).sum()) - n_bos
     return Mask(counted, f"masked: BOS ({n_bos:,} tokens), padding ({n_pad:,} tokens)")
 

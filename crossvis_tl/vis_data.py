@@ -17,6 +17,7 @@ from crossvis_tl import storage
 from crossvis_tl.build import build, rows_per_batch
 from crossvis_tl.capture import Capture
 from crossvis_tl.encoders import as_dictionary
+from crossvis_tl.errors import feature_numbers
 from crossvis_tl.feature_acts import FeatureActs, gather
 from crossvis_tl.fidelity import warn_if_bad
 from crossvis_tl.models import load_models, name_of
@@ -49,7 +50,7 @@ class PageFacts:
     vocabulary: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class SaeVisData(StockSaeVisData):
     """sae_vis' `SaeVisData` with our panels (`panels`, by feature) and the page's facts beside its own fields.
 
@@ -89,6 +90,8 @@ class SaeVisData(StockSaeVisData):
         acts = gather(
             capture, tokens, mask, chosen_features(cfg), rows_per_batch=rows_per_batch(cfg), progress=cfg.verbose
         )
+        if cfg.verbose:
+            rprint(f"fidelity {acts.fidelity.verdict}: {acts.fidelity.headline}")
         acts_B = None
         if encoder_B is not None:
             capture_B = Capture(as_dictionary(encoder_B, cfg.hook_point), models)
@@ -107,8 +110,6 @@ class SaeVisData(StockSaeVisData):
         encoder_B: Any = None,
     ) -> "SaeVisData":
         """Dashboards of activations gathered before."""
-        if cfg.verbose:
-            rprint(f"fidelity {acts.fidelity.verdict}: {acts.fidelity.headline}")
         warn_if_bad(acts.fidelity)
         built = build(capture, acts, cfg, acts_B)
         data = cls(
@@ -123,6 +124,9 @@ class SaeVisData(StockSaeVisData):
         """Writes the page for looking through the features, opening on `feature_idx` (default the first)."""
         head, payloads = feature_page(self, feature_idx)
         write_page(filename, head, payloads)
+
+    def __repr__(self) -> str:
+        return f"<SaeVisData {self.page.title!r}: {len(self.feature_data_dict)} features>"
 
     def show(self, feature_idx: int | None = None, *, height: int = 900) -> None:
         """Shows the page in a Jupyter or Colab notebook's output, `height` pixels high."""
@@ -178,12 +182,7 @@ class SaeVisData(StockSaeVisData):
 def chosen_features(cfg: SaeVisConfig) -> list[int] | None:
     if cfg.features is None:
         return None
-    features = [cfg.features] if isinstance(cfg.features, int) else [int(f) for f in cfg.features]
-    if not features:
-        raise ValueError("cfg.features is empty; give numbers, or None for all features")
-    if len(set(features)) != len(features):
-        raise ValueError("cfg.features names a feature twice")
-    return features
+    return feature_numbers(cfg.features, "cfg.features")
 
 
 def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:

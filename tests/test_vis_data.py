@@ -132,7 +132,7 @@ def test_top_examples_and_their_effects_are_stocks(both):
 
 
 def test_the_effect_is_the_models_own(both, tl_models, tokens):
-    """By brute force: take the feature's contribution out of the final residual stream, unembed with the model itself."""
+    """By brute force: take the contribution out of the final residual stream, unembed with the model itself."""
     _, ours = both
     model, encoder = tl_models[0], autoencoder()
     final = f"blocks.{N_LAYERS - 1}.hook_resid_post"
@@ -333,3 +333,18 @@ def test_batches_do_not_change_the_result(crosscoder_dir, tl_models, tokens):
         assert other.page.fidelity["l0"] == results[0].page.fidelity["l0"]
         rows = [[(r.row, r.position) for r in group] for group in other.panels[5].sequences]
         assert rows == [[(r.row, r.position) for r in group] for group in results[0].panels[5].sequences]
+
+
+def test_a_second_pass_gives_the_same_effects(crosscoder_dir, tl_models, tokens, monkeypatch):
+    """Final residual streams are kept while they fit in memory; past that the shown sequences are run again."""
+    dictionary = load_dictionary(crosscoder_dir)
+    cfg = sae_vis.SaeVisConfig(features=[5, 12])
+    kept = SaeVisData.create(dictionary, tl_models, tokens, cfg)
+    monkeypatch.setattr("crossvis_tl.feature_acts.FINAL_BUDGET", 0)
+    again = SaeVisData.create(dictionary, tl_models, tokens, cfg)
+    for feature in (5, 12):
+        for one, other in zip(kept.panels[feature].sequences, again.panels[feature].sequences, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert (a.row, a.position) == (b.row, b.position)
+                for m in (0, 1):
+                    assert a.effects[m].loss == pytest.approx(b.effects[m].loss, abs=2e-4)

@@ -1,11 +1,13 @@
 """One reader per checkpoint family; `load_dictionary` tells them apart from the files alone."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from crossvis_tl.dictionary import Dictionary, Processing
+from crossvis_tl.devices import check_device
+from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.errors import near_misses, short_list
 from crossvis_tl.formats import circuit_tracer, flat_crosscoder
+from crossvis_tl.formats.files import check_processing
 
 __all__ = ["load_dictionary"]
 
@@ -18,22 +20,26 @@ READABLE = (
 def load_dictionary(path: str | Path, *, device: str = "cpu", **facts: Any) -> Dictionary:
     """Opens a crosscoder or a cross-layer transcoder from what its producer wrote.
 
-    `path`: a folder or a weight file. `facts`: what the files do not say: `input_scale` (factor per source),
-    `hook_point` (TransformerLens name, or one per source), `processing` ("none" or "tl_default": on what weights the
-    model ran in training). -> `Dictionary`.
+    `path`: a folder or a weight file. `facts`: what the files do not say (they win where the files say otherwise):
+    `processing` ("none" or "tl_default": on what weights the model ran in training); for a crosscoder `input_scale`
+    (factor per source) and `hook_point` (TransformerLens name, or one per source); for a CLT `feature_input_hook` and
+    `feature_output_hook` (the part after "blocks.L."). -> `Dictionary`.
 
     FileNotFoundError when nothing is there or a part is missing; ValueError when it is no dictionary that can be read,
     is damaged, or a fact that encoding needs is missing (the text names it). Nothing is guessed.
     """
     path = Path(path)
     _check_facts(facts)
+    check_device(device)
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(f"{path} does not exist.{near_misses(path.name, siblings)}")
     if circuit_tracer.find(path):
+        _check_use(facts, circuit_tracer.FACTS, "a circuit-tracer CLT")
         return circuit_tracer.load(path, facts).to(device)
     found = flat_crosscoder.find(path)
     if found is not None:
+        _check_use(facts, flat_crosscoder.FACTS, "a flat crosscoder")
         return flat_crosscoder.load(*found, facts).to(device)
     inside = short_list(sorted(p.name for p in path.iterdir())) if path.is_dir() else "a file of another kind"
     raise ValueError(f"{path} is no dictionary that can be read (found: {inside or 'nothing'}). Readable: {READABLE}")
@@ -44,6 +50,12 @@ def _check_facts(facts: dict[str, Any]) -> None:
     for name in facts:
         if name not in known:
             raise ValueError(f"unknown fact {name!r}; known: {short_list(sorted(known))}.{near_misses(name, known)}")
-    allowed = get_args(Processing)
-    if facts.get("processing") not in (None, *allowed):
-        raise ValueError(f"processing={facts['processing']!r}; expected one of {short_list(allowed)}")
+    if "processing" in facts:
+        check_processing(facts["processing"], "processing")
+
+
+def _check_use(facts: dict[str, Any], used: set[str], kind: str) -> None:
+    """A fact that would be ignored is a misunderstanding to clear up."""
+    for name, value in facts.items():
+        if name not in used:
+            raise ValueError(f"{name}={value!r} says nothing about {kind}; its facts are {short_list(sorted(used))}")

@@ -15,9 +15,9 @@ from torch import Tensor
 from crossvis_tl.activation_fns import JumpReLU, ReLU
 from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.errors import short_list
-from crossvis_tl.formats.files import read_config, read_state_dict
+from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict
 
-FACTS = {"processing"}
+FACTS = {"processing", "feature_input_hook", "feature_output_hook"}
 
 
 def find(path: Path) -> bool:
@@ -32,13 +32,14 @@ def load(path: Path, facts: dict[str, Any]) -> Dictionary:
     if kind != "cross_layer_transcoder":
         raise ValueError(f"{path / 'config.yaml'}: model_kind {kind!r} cannot be read; 'cross_layer_transcoder' can")
     processing = facts.get("processing", "none")
-    layers = [_read_layer(path, layer, n_layers) for layer in range(n_layers)]
-    width = layers[0]["b_dec"].shape[0]
-    if any(layer["b_dec"].shape[0] != width for layer in layers):
-        raise ValueError(f"{path}: layers differ in d_model: {[layer['b_dec'].shape[0] for layer in layers]}")
+    layers: list[dict[str, Tensor]] = []
+    for layer in range(n_layers):
+        layers.append(_read_layer(path, layer, n_layers, first=layers[0] if layers else None))
+    width = layers[0]["W_enc"].shape[1]
 
     def sites(role: str) -> tuple[Site, ...]:
-        hook = cfg.get(f"feature_{role}_hook")
+        name = f"feature_{role}_hook"
+        hook = check_hook(facts.get(name, cfg.get(name)), name)
         names = [f"blocks.{layer}.{hook}" if hook else None for layer in range(n_layers)]
         return tuple(Site(model=0, hook=name, width=width, processing=processing) for name in names)
 
@@ -63,7 +64,7 @@ def _count_layers(path: Path) -> int:
     return n_layers
 
 
-def _read_layer(path: Path, layer: int, n_layers: int) -> dict[str, Tensor]:
+def _read_layer(path: Path, layer: int, n_layers: int, first: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """-> W_enc [F, d], b_enc, b_dec, W_dec [F, L - layer, d] and, where there is one, threshold [F]."""
     file = path / f"W_enc_{layer}.safetensors"
     state = {name.removesuffix(f"_{layer}"): tensor for name, tensor in read_state_dict(file).items()}
@@ -71,10 +72,21 @@ def _read_layer(path: Path, layer: int, n_layers: int) -> dict[str, Tensor]:
     for name in ("W_enc", "b_enc", "b_dec", "W_dec"):
         if state.get(name) is None:
             raise ValueError(f"{path}: layer {layer} lacks the tensor {name}_{layer}")
+    check_floating(file, state, ("W_enc", "b_enc", "b_dec", "W_dec", "threshold"))
     W_enc = state["W_enc"]
     if W_enc.ndim != 2:
         raise ValueError(f"{file}: W_enc_{layer} is {tuple(W_enc.shape)}; expected [features, d_model]")
+    if first is not None and W_enc.shape[1] != first["W_enc"].shape[1]:
+        raise ValueError(
+            f"{path}: W_enc_{layer} is {tuple(W_enc.shape)}, but layer 0's is {tuple(first['W_enc'].shape)}"
+        )
     features, width = W_enc.shape
+    written = state["W_dec"].shape[1] if state["W_dec"].ndim == 3 else n_layers - layer
+    if written > n_layers - layer:
+        raise ValueError(
+            f"{path}: W_dec_{layer} writes to {written} layers from {layer} on, but there are files for {n_layers} "
+            "layers only; was the download complete?"
+        )
     shapes = {"b_enc": (features,), "b_dec": (width,), "W_dec": (features, n_layers - layer, width)}
     shapes["threshold"] = (features,)
     for name, shape in shapes.items():

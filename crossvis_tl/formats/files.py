@@ -1,9 +1,9 @@
 """Reading strangers' files: weights that cannot run code, configs that are only data, and clear errors."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crossvis_tl.errors import first_line, short_list
+from crossvis_tl.dictionary import Processing
+from crossvis_tl.errors import first_line, near_misses, short_list
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -27,6 +28,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{path} holds no tensors, only {short_list(content) or 'nothing'}; is it a weight file?")
     for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            raise ValueError(f"{path}: tensor {name!r} is empty, {tuple(tensor.shape)}; there are no features in it")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name!r} holds NaN or infinite values; the file is damaged")
     return tensors
@@ -44,8 +47,8 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle each raise their own kinds for damaged files
         raise ValueError(
-            f"{path} cannot be read as plain tensors ({first_line(error)}); it is damaged, no weight file, or a "
-            "pickle that would have to run code, which is refused"
+            f"{path} cannot be read: it is damaged, no weight file, or a pickle that would have to run code when "
+            "opened, which is refused; ask for the weights as safetensors or as a plain state dict"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors; is it a dictionary's file?")
@@ -62,3 +65,25 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; a config is a mapping of names to values")
     return content
+
+
+def check_floating(path: Path, state: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """ValueError when one of these tensors holds integers: rounded or quantized weights would give wrong features."""
+    for name in names:
+        if name in state and not state[name].is_floating_point():
+            raise ValueError(f"{path}: {name} holds {state[name].dtype} numbers; weights are floating point")
+
+
+def check_processing(value: Any, where: str) -> Any:
+    """-> the value. ValueError unless it is a `Processing`."""
+    allowed = get_args(Processing)
+    if value not in allowed:
+        raise ValueError(f"{where}={value!r}; expected one of {short_list(allowed)}.{near_misses(str(value), allowed)}")
+    return value
+
+
+def check_hook(value: Any, where: str) -> str | None:
+    """-> the value. ValueError unless it is a hook's name or None."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"{where}={value!r}; expected a hook's name such as 'blocks.8.hook_resid_post'")
+    return value

@@ -16,7 +16,13 @@ from torch import Tensor
 from crossvis_tl.activation_fns import ReLU
 from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.errors import short_list
-from crossvis_tl.formats.files import read_config, read_state_dict
+from crossvis_tl.formats.files import (
+    check_floating,
+    check_hook,
+    check_processing,
+    read_config,
+    read_state_dict,
+)
 
 KEYS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 FACTS = {"input_scale", "hook_point", "hook_name", "processing"}
@@ -52,12 +58,15 @@ def load(weights: Path, config: Path | None, facts: dict[str, Any]) -> Dictionar
     n_sources, width, _ = state["W_enc"].shape
     if cfg.get("batch_topk"):
         raise ValueError(f"{config}: batch_topk = {cfg['batch_topk']}; BatchTopK crosscoders cannot be read yet")
-    if cfg.get("d_in", width) != width:
-        raise ValueError(f"{config} says d_in = {cfg['d_in']}, but W_enc in {weights} is {width} wide")
+    for name, size in (("d_in", width), ("dict_size", state["b_enc"].shape[0])):
+        if cfg.get(name, size) != size:
+            raise ValueError(f"{config} says {name} = {cfg[name]}, but in {weights} it is {size}")
     scales, folded = _input_scale(weights, cfg, facts, n_sources)
     hooks = _hooks(cfg, facts, n_sources)
     one_model = len(set(hooks)) > 1
-    processing = facts.get("processing", cfg.get("processing", "tl_default"))
+    processing = facts.get("processing") or check_processing(
+        cfg.get("processing", "tl_default"), f"{config}: processing"
+    )
     sites = tuple(
         Site(model=0 if one_model else s, hook=hooks[s], width=width, processing=processing, scale=scales[s])
         for s in range(n_sources)
@@ -89,6 +98,7 @@ def _check_shapes(path: Path, state: dict[str, Tensor]) -> None:
     if missing:
         found = short_list(sorted(state))
         raise ValueError(f"{path} is no crosscoder: it lacks {short_list(sorted(missing))} (it holds {found})")
+    check_floating(path, state, KEYS)
     W_enc = state["W_enc"]
     if W_enc.ndim != 3:
         raise ValueError(f"{path}: W_enc is {tuple(W_enc.shape)}; a crosscoder's is [sources, d_model, features]")
@@ -109,10 +119,11 @@ def _input_scale(path: Path, cfg: dict, facts: dict, n_sources: int) -> tuple[li
     value = cfg.get("input_scale") if folded else facts.get("input_scale")
     if value is None:
         raise ValueError(f"{path} does not hold input_scale; {SCALE_HELP}")
-    scales = [float(v) for v in value] if isinstance(value, list | tuple) else [float(value)] * n_sources
-    if len(scales) != n_sources or not all(0 < scale < float("inf") for scale in scales):
+    given = list(value) if isinstance(value, list | tuple) else [value] * n_sources
+    numbers = [v for v in given if isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < float("inf")]
+    if len(numbers) != len(given) or len(given) != n_sources:
         raise ValueError(f"input_scale={value!r}: expected {n_sources} positive numbers, one per source of {path}")
-    return scales, folded
+    return [float(v) for v in numbers], folded
 
 
 def _hooks(cfg: dict, facts: dict, n_sources: int) -> list[str | None]:
@@ -121,5 +132,5 @@ def _hooks(cfg: dict, facts: dict, n_sources: int) -> list[str | None]:
     if isinstance(value, list | tuple):
         if len(value) != n_sources:
             raise ValueError(f"hook_point names {len(value)} hooks; this crosscoder has {n_sources} sources")
-        return [str(hook) for hook in value]
-    return [value] * n_sources
+        return [check_hook(hook, "hook_point") for hook in value]
+    return [check_hook(value, "hook_point")] * n_sources

@@ -5,16 +5,14 @@ before the features, so that the header stands while a large file still loads.
 """
 
 import html
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from secrets import token_hex
-from typing import Any, BinaryIO
+from typing import Any
 
+from crossvis_tl.files import write_whole
 from crossvis_tl.page.check import check_features, check_head
 from crossvis_tl.page.encode import deflate, inert_json
 
@@ -45,42 +43,10 @@ def render_page(head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[s
 def write_page(path: str | Path, head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[str, Any]]]) -> int:
     """Write the page and return its size in bytes. Features are written as they come, never all held at once.
 
-    The file appears only when it is whole; on any error what stood at `path` before still stands and nothing else is
-    left. Raises OSError naming the path where it cannot be written, ValueError as `render_page` does.
+    The file appears only when it is whole (`files.write_whole`). Raises OSError naming the path where it cannot be
+    written, ValueError as `render_page` does.
     """
-    path = Path(path)
-    draft = path.parent / f".{path.name}.{token_hex(4)}.part"
-    try:
-        with clear_errors(path):
-            file = draft.open("xb")
-        with file:
-            size = write_chunks(file, path, page_chunks(head, features))
-        with clear_errors(path):
-            os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return size
-
-
-def write_chunks(file: BinaryIO, path: Path, chunks: Iterable[str]) -> int:
-    """Write the chunks and return their size in bytes. An error from making a chunk passes as it is."""
-    size = 0
-    for chunk in chunks:
-        with clear_errors(path):
-            size += file.write(chunk.encode("utf-8"))
-    return size
-
-
-@contextmanager
-def clear_errors(path: Path) -> Iterator[None]:
-    """Any OSError inside becomes one of the same kind whose text names the page's path and says what to do."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        if not path.parent.is_dir():
-            reason = f"there is no folder {path.parent}"
-        raise OSError(error.errno, f"the page cannot be written to {path}: {reason}") from error
+    return write_whole(Path(path), page_chunks(head, features))
 
 
 def page_chunks(head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:

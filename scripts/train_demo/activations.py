@@ -44,18 +44,22 @@ def mlp_inputs_and_outputs(
     model: GPT2LMHeadModel, tokens: Tensor
 ) -> tuple[Float[Tensor, "batch position layer d"], Float[Tensor, "batch position layer d"]]:
     """Before each block's `ln_2` (TransformerLens' `hook_resid_mid`) and after its `mlp` (`hook_mlp_out`)."""
-    before, after, handles = {}, {}, []
-    for layer, block in enumerate(model.transformer.h):
+    before: dict[int, Tensor] = {}
+    after: dict[int, Tensor] = {}
+    handles = []
+    for layer in range(LAYERS):
+        norm, mlp = (model.get_submodule(f"transformer.h.{layer}.{name}") for name in ("ln_2", "mlp"))
         handles += [
-            block.ln_2.register_forward_pre_hook(lambda _, given, at=layer: before.update({at: given[0]})),
-            block.mlp.register_forward_hook(lambda _, given, result, at=layer: after.update({at: result})),
+            norm.register_forward_pre_hook(lambda _, given, at=layer: before.update({at: given[0]})),
+            mlp.register_forward_hook(lambda _, given, result, at=layer: after.update({at: result})),
         ]
     try:
         model.transformer(tokens)
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(torch.stack([found[layer] for layer in range(LAYERS)], dim=2) for found in (before, after))
+    read, written = (torch.stack([found[layer] for layer in range(LAYERS)], dim=2) for found in (before, after))
+    return read, written
 
 
 def batches(sequences: np.ndarray, size: int = 64) -> Iterator[Tensor]:

@@ -28,10 +28,10 @@ FEATURES = 512  # a layer
 class Settings:
     seed: int = 20261122
     per_kind: int = 8000  # training sequences of each kind of text
-    batch: int = 2048
-    steps: int = 15_000
+    batch: int = 1024
+    steps: int = 6_000
     lr: float = 1e-3
-    active: float = 13.0  # mean number of active features a layer
+    active: float = 11.0  # mean number of active features a layer
     active_at_first: float = 60.0
     anneal: float = 0.3  # share of the steps in which the number of active features shrinks to its aim
     dead_after: int = 150  # steps without firing
@@ -59,11 +59,11 @@ class Transcoder(torch.nn.Module):
 
     def decode(self, acts: list[Tensor], chosen: list[Tensor] | None = None) -> Float[Tensor, "batch outputs"]:
         """All outputs side by side. `chosen`: the rows of each layer's features that `acts` holds."""
-        total = 0
+        parts = []
         for layer in range(LAYERS):
             rows = self.W_dec[layer] if chosen is None else self.W_dec[layer][chosen[layer]]
-            total = total + torch.nn.functional.pad(acts[layer] @ rows, (layer * D_MODEL, 0))
-        return total
+            parts.append(torch.nn.functional.pad(acts[layer] @ rows, (layer * D_MODEL, 0)))
+        return parts[0] + parts[1] + parts[2] + parts[3]
 
 
 def batch_threshold(weighted: Float[Tensor, "layer batch feature"], active: float) -> float:
@@ -93,7 +93,8 @@ def fit(model: Transcoder, read: Tensor, written: Tensor, units: dict[str, Tenso
     """-> the threshold on activation times decoder norm."""
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, settings.steps))
-    threshold, silent = None, torch.zeros(LAYERS, FEATURES)
+    threshold, silent = 0.0, torch.zeros(LAYERS, FEATURES)
+    dead = silent > 0
     rows = activations.shuffled_rows(len(read), settings.batch, settings.steps, settings.seed)
     for step, chosen in enumerate(rows):
         x = ((read[chosen].float() - units["read_mean"]) * units["read_scale"]).transpose(0, 1).bfloat16()
@@ -102,7 +103,7 @@ def fit(model: Transcoder, read: Tensor, written: Tensor, units: dict[str, Tenso
         with torch.no_grad():
             weighted = acts * model.norms().bfloat16()
             seen = batch_threshold(weighted, wanted(step, settings))
-            threshold = seen if threshold is None else threshold + 0.05 * (seen - threshold)
+            threshold = seen if step == 0 else threshold + 0.05 * (seen - threshold)
             through = (weighted > threshold).bfloat16()
             if step % 8 == 0:
                 silent = (silent + 8) * (through.amax(1) == 0)

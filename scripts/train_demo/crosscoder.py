@@ -30,13 +30,14 @@ class Settings:
     seed: int = 20261122
     per_kind: int = 8000  # training sequences of each kind of text
     batch: int = 1024
-    steps: int = 30_000
+    steps: int = 9_000
     lr: float = 1e-3
-    l1_coeff: float = 2.0
-    concavity: float = 8.0  # activations well above this are hardly penalized further, so they shrink less
-    exclusive: float = 0.1  # share of the features that begin in *tuned* alone, and as many in *base* alone
+    l1_coeff: float = 0.65
+    concavity: float = 20.0  # activations well above this are penalized ever less, so they shrink less
+    frequency: float = 30.0  # how much steeper the penalty is for a feature active on every token: no dense features
+    exclusive: float = 0.2  # share of the features that begin in *tuned* alone, and as many in *base* alone
     warmup: float = 0.1  # share of the steps in which the sparsity coefficient grows to its full size
-    revive_every: int = 1500
+    revive_every: int = 1000
     revive_until: float = 0.6
 
 
@@ -65,10 +66,11 @@ class Crosscoder(torch.nn.Module):
         return self.W_dec.view(FEATURES, MODELS, D_MODEL).norm(dim=2).T
 
 
-def sparsity(acts: Tensor, norms: Tensor, concavity: float) -> Tensor:
-    """L1 of activation times summed decoder norm at its foot, logarithmic above `concavity`."""
-    weighted = acts * (norms.sum(0) / concavity).to(acts.dtype)
-    return concavity * torch.log1p(weighted).sum(dtype=torch.float32) / len(acts)
+def sparsity(acts: Tensor, norms: Tensor, density: Tensor, settings: Settings) -> Tensor:
+    """L1 of activation times summed decoder norm at its foot, logarithmic above, and steeper for frequent features."""
+    relative = acts * (norms.sum(0) / settings.concavity).to(acts.dtype)
+    weight = settings.concavity * (1 + settings.frequency * density)
+    return (torch.log1p(relative) @ weight.to(acts.dtype)).float().mean()
 
 
 @torch.no_grad()
@@ -96,7 +98,7 @@ def fit(
 ) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, settings.steps))
-    fired = torch.zeros(FEATURES, dtype=torch.bool)
+    density, fired = torch.zeros(FEATURES), torch.zeros(FEATURES, dtype=torch.bool)
     rows = activations.shuffled_rows(len(data), settings.batch, settings.steps, settings.seed)
     for step, chosen in enumerate(rows):
         x = (data[chosen].float() - mean) * scale
@@ -104,20 +106,21 @@ def fit(
             acts, recon = model(x)
         error = (x - recon.float()).square().sum(1).mean()
         coefficient = settings.l1_coeff * min(1.0, (step + 1) / (settings.warmup * settings.steps))
-        loss = error + coefficient * sparsity(acts, model.norms(), settings.concavity)
+        loss = error + coefficient * sparsity(acts, model.norms(), density, settings)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
         optimizer.step()
         schedule.step()
         if step % 4 == 0:
-            fired |= acts.detach().amax(0) > 0
+            active = (acts > 0).float().mean(0)
+            fired |= active > 0
+            density += 0.02 * (active - density)
         if (step + 1) % settings.revive_every == 0:
             dead = (~fired).nonzero()[:, 0]
             if len(dead) and step < settings.revive_until * settings.steps:
                 revive(model, optimizer, dead, x)
-            active = (acts > 0).float().sum(1).mean().item()
-            log.info("step %d: error %.2f, L0 %.1f, %d dead", step + 1, error.item(), active, len(dead))
+            log.info("step %d: error %.2f, L0 %.1f, %d dead", step + 1, error.item(), density.sum(), len(dead))
             fired.zero_()
 
 
@@ -151,8 +154,9 @@ def save(file: Path, weights: dict[str, Tensor], factors: list[float], settings:
     cfg = {
         "seed": settings.seed, "d_in": D_MODEL, "dict_size": FEATURES, "enc_dtype": "fp16", "model_name": "base",
         "model_names": ["base", "tuned"], "hook_point": HOOK_POINT, "site": "resid_post",
-        "l1_coeff": settings.l1_coeff, "lr": settings.lr, "num_tokens": settings.batch * settings.steps,
-        "batch_size": settings.batch, "input_scale": factors, "input_scale_folded": True, "processing": "none",
+        "l1_coeff": settings.l1_coeff, "frequency_coeff": settings.frequency, "lr": settings.lr,
+        "num_tokens": settings.batch * settings.steps, "batch_size": settings.batch, "input_scale": factors,
+        "input_scale_folded": True, "processing": "none",
         "activations": "raw HuggingFace activations, no weight processing", "drop_bos": True,
     }  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -179,10 +179,10 @@ def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
 
 def test_paths_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere" / "page.html"
-    with pytest.raises(FileNotFoundError, match=f"cannot be written to {missing}: there is no folder {missing.parent}"):
+    with pytest.raises(FileNotFoundError, match=f"{missing} cannot be written: there is no folder {missing.parent}"):
         write_page(missing, make_head(), make_features())
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(IsADirectoryError, match=f"cannot be written to {folder}: is a directory"):
+    with pytest.raises(IsADirectoryError, match=f"{folder} cannot be written: is a directory"):
         write_page(folder, make_head(), make_features())
     assert list(tmp_path.iterdir()) == [folder]

@@ -1,0 +1,60 @@
+"""Output files: looked at before long work, and appearing whole or not at all."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+
+def check_output(path: Path, suffix: str | None = None) -> None:
+    """Before long work: OSError naming what is wrong when `path` cannot be written, ValueError for another suffix."""
+    if suffix is not None and path.suffix != suffix:
+        raise ValueError(f"{path} must end in {suffix}")
+    with clear_errors(path):
+        folder = path.resolve().parent
+        is_folder, has_folder, exists = path.is_dir(), folder.is_dir(), path.exists()
+    if is_folder:
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file in it")
+    if not has_folder:
+        raise FileNotFoundError(f"the folder {folder} does not exist; make it first, or write {path.name} elsewhere")
+    if not os.access(folder, os.W_OK) or (exists and not os.access(path, os.W_OK)):
+        raise PermissionError(f"{path} cannot be written: no permission")
+
+
+def write_whole(path: Path, chunks: Iterable[str]) -> int:
+    """Writes UTF-8 text as it comes and returns its size in bytes.
+
+    The file appears only when it is whole; on any error what stood at `path` before still stands and nothing else is
+    left. OSError naming the path where it cannot be written; an error from making a chunk passes as it is.
+    """
+    draft = path.parent / f".{path.name}.{token_hex(4)}.part"
+    size = 0
+    try:
+        with clear_errors(path):
+            file = draft.open("xb")
+        with file:
+            for chunk in chunks:
+                with clear_errors(path):
+                    size += file.write(chunk.encode("utf-8"))
+            with clear_errors(path):
+                file.flush()
+        with clear_errors(path):
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return size
+
+
+@contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """Any OSError inside becomes one of the same kind whose text names the path and says what is wrong."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        if isinstance(error, FileNotFoundError):
+            reason = f"there is no folder {path.parent}"
+        clear = type(error)(f"{path} cannot be written: {reason}")
+        clear.errno = error.errno
+        raise clear from error
