@@ -145,4 +145,6 @@ def _quiet_libraries() -> None:
 
 
 def main() -> None:
+    # Threads that spin while they wait make everything several times slower when another program has a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()

@@ -1,5 +1,6 @@
 """From dashboards to what the page draws (`page.contract`): plain numbers, tokens by place in a shared vocabulary."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ class _Page:
             "logits_note": None if panel.logits else NO_LOGITS,
             "sites": self._sites(panel),
             "groups": self._groups(feature, panel),
-            "prompt": self._sequence(feature.prompt_data, panel.prompt) if prompt and panel.prompt else None,
+            "prompt": self._prompt(feature.prompt_data, panel.prompt) if prompt and panel.prompt else None,
         }
 
     def _tables(self, tables: FeatureTablesData) -> dict[str, list]:
@@ -116,8 +117,8 @@ class _Page:
             tables.correlated_neurons_pearson,
             tables.correlated_neurons_cossim,
         )
-        rows["neuron_alignment"] = _rows(*alignment)
-        rows["correlated_neurons"] = _rows(*neurons)
+        rows["neuron_alignment"] = self._neurons(_rows(*alignment), self.facts.targets)
+        rows["correlated_neurons"] = self._neurons(_rows(*neurons), self.facts.sources)
         for name in ("correlated_features", "correlated_b_features"):
             indices, pearson, cosine = (getattr(tables, f"{name}_{part}") for part in ("indices", "pearson", "cossim"))
             labels = [self._label(i) if name == "correlated_features" else str(i) for i in indices]
@@ -125,6 +126,22 @@ class _Page:
                 [row[0], label, *row[1:]] for row, label in zip(_rows(indices, pearson, cosine), labels, strict=True)
             ]
         return {name: found for name, found in rows.items() if found}
+
+    def _neurons(self, rows: list[list], sites: list[dict[str, Any]]) -> list[list]:
+        """Where several sites stand side by side, a dimension's number alone says nothing: "tuned 91", "L2 17"."""
+        if len(sites) < 2:
+            return rows
+        named = []
+        for index, *values in rows:
+            site, at = 0, int(index)
+            while at >= sites[site]["width"]:
+                at -= sites[site]["width"]
+                site += 1
+            layer = re.match(r"blocks\.(\d+)\.", str(sites[site]["hook"]))
+            several = len({s["model"] for s in sites}) > 1
+            place = self.facts.models[sites[site]["model"]] if several else f"L{layer[1]}" if layer else f"site {site}"
+            named.append([f"{place} {at}", *values])
+        return named
 
     def _label(self, feature: int) -> str:
         panel = self.data.panels.get(feature)
@@ -148,7 +165,7 @@ class _Page:
         if geometry is None:
             return None
         total = sum(norm**2 for norm in geometry.norms)
-        shares = [compact(norm**2 / total) for norm in geometry.norms] if total > 0 else None
+        shares = [round(norm**2 / total, 4) for norm in geometry.norms] if total > 0 else None
         return {
             "target_index": geometry.targets, "norms": geometry.norms, "shares": shares,
             "relative_norm": geometry.relative_norm, "class": geometry.kind, "cosine": geometry.cosine,
@@ -174,6 +191,10 @@ class _Page:
             "bold": record.bold, "row": record.row, "pos": record.position,
             "e": [self._effect(effects) for effects in record.effects.values()],
         }  # fmt: skip
+
+    def _prompt(self, sequence: SequenceData, record: ShownSequence) -> dict[str, Any]:
+        """No token of a prompt was chosen for the feature."""
+        return self._sequence(sequence, record) | {"bold": None, "row": None, "pos": None}
 
     def _effect(self, effects: TokenEffects) -> dict[str, Any]:
         return {

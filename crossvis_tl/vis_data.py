@@ -16,10 +16,11 @@ from torch import Tensor
 from crossvis_tl import storage
 from crossvis_tl.build import build, rows_per_batch
 from crossvis_tl.capture import Capture
+from crossvis_tl.dictionary import Site
 from crossvis_tl.encoders import as_dictionary
 from crossvis_tl.errors import feature_numbers
 from crossvis_tl.feature_acts import FeatureActs, gather
-from crossvis_tl.fidelity import warn_if_bad
+from crossvis_tl.fidelity import site_label, warn_if_bad
 from crossvis_tl.models import load_models, name_of
 from crossvis_tl.notebook import show
 from crossvis_tl.page import write_page
@@ -114,7 +115,7 @@ class SaeVisData(StockSaeVisData):
         built = build(capture, acts, cfg, acts_B)
         data = cls(
             feature_data_dict=built.feature_data, feature_stats=built.statistics, cfg=cfg,
-            model=capture.models[0], encoder=encoder or capture.dictionary, encoder_B=encoder_B,  # type: ignore[arg-type]
+            model=capture.models[0], encoder=capture.dictionary if encoder is None else encoder, encoder_B=encoder_B,  # type: ignore[arg-type]
             panels=built.panels, page=_page_facts(capture, acts), models=capture.models,
         )  # fmt: skip
         data.page.vocabulary = Vocabulary(capture.models[0].tokenizer).texts(storage.shown_ids(data))
@@ -196,7 +197,7 @@ def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
         ],
         ["models", ", ".join(names)],
         ["tokens", f"{acts.n_counted:,} counted in {rows:,} sequences of {positions}"],
-        ["masking", acts.mask_text],
+        ["masked", acts.mask_text.removeprefix("masked: ")],
         [
             "logit effects",
             "direct: the final residual stream minus what the feature writes, later layers left as they are",
@@ -213,7 +214,5 @@ def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
     )
 
 
-def _site(site, names: list[str]) -> dict[str, Any]:
-    from crossvis_tl.fidelity import site_label
-
-    return {"model": site.model, "hook": site.hook, "label": site_label(site, names)}
+def _site(site: Site, names: list[str]) -> dict[str, Any]:
+    return {"model": site.model, "hook": site.hook, "label": site_label(site, names), "width": site.width}

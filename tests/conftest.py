@@ -1,7 +1,10 @@
 """Tiny models and dictionaries, built in place: no test needs a hub."""
 
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does; before torch is loaded
 
 import pytest
 import torch

@@ -183,7 +183,7 @@ def test_masked_tokens_are_in_no_statistic(tl_models, tokens):
     acts = torch.relu((cache[HOOK] - encoder.b_dec) @ encoder.W_enc + encoder.b_enc)[:, 1:]
     assert data.panels[4].density == pytest.approx((acts[..., 4] > 0).float().mean().item())
     assert data.panels[4].maximum == pytest.approx(acts[..., 4].max().item(), abs=1e-5)
-    assert ["masking", "masked: BOS (12 tokens), padding (0 tokens)"] in data.page.facts
+    assert ["masked", "BOS (12 tokens), padding (0 tokens)"] in data.page.facts
     shown = [r.position for group in data.panels[4].sequences for r in group]
     assert 0 not in shown
 

@@ -1,5 +1,6 @@
 """One reader per checkpoint family; `load_dictionary` tells them apart from the files alone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ def load_dictionary(path: str | Path, *, device: str = "cpu", **facts: Any) -> D
         raise FileNotFoundError(f"{path} does not exist.{near_misses(path.name, siblings)}")
     if circuit_tracer.find(path):
         _check_use(facts, circuit_tracer.FACTS, "a circuit-tracer CLT")
-        return circuit_tracer.load(path, facts).to(device)
+        return replace(circuit_tracer.load(path, facts), name=path.name).to(device)
     found = flat_crosscoder.find(path)
     if found is not None:
         _check_use(facts, flat_crosscoder.FACTS, "a flat crosscoder")
-        return flat_crosscoder.load(*found, facts).to(device)
+        name = path.parent.name if path.is_file() else path.name
+        return replace(flat_crosscoder.load(*found, facts), name=name).to(device)
     inside = short_list(sorted(p.name for p in path.iterdir())) if path.is_dir() else "a file of another kind"
     raise ValueError(f"{path} is no dictionary that can be read (found: {inside or 'nothing'}). Readable: {READABLE}")
 

@@ -47,7 +47,7 @@ def load(path: Path, facts: dict[str, Any]) -> Dictionary:
     return Dictionary(
         kind="clt", sources=sites("input"), targets=sites("output"), groups=groups,
         b_dec=tuple(layer["b_dec"] for layer in layers), format="circuit-tracer CLT (F6)",
-        name=path.name, model_names=(cfg.get("model_name"),), facts={"scan": cfg["scan"]} if "scan" in cfg else {},
+        model_names=(cfg.get("model_name"),), facts={"scan": cfg["scan"]} if "scan" in cfg else {},
     )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def load(weights: Path, config: Path | None, facts: dict[str, Any]) -> Dictionar
     names = cfg.get("model_names") or [cfg.get("model_name")]
     return Dictionary(
         kind="crosscoder", sources=sites, targets=sites, groups=(group,), b_dec=b_dec, format="flat crosscoder (F1)",
-        name=weights.parent.name, model_names=tuple(names), facts={"input_scale": scales, **said},
+        model_names=tuple(names), facts={"input_scale": scales, **said},
     )  # fmt: skip
 
 

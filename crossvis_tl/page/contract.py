@@ -10,7 +10,7 @@ the loss, that is, helps. Raised and lowered tokens are changes in log-probabili
 run from 0 to 1.
 """
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 VERSION = 1
 
@@ -31,11 +31,13 @@ ComponentName = Literal[
 
 
 class SiteLabel(TypedDict):
-    """A place that is read or written: index into `Head.models`, hook name (None: not known), text shown."""
+    """A place that is read or written: index into `Head.models`, hook name (None: not known), text shown, and how
+    many dimensions it has."""
 
     model: int
     hook: str | None
     label: str
+    width: NotRequired[int]
 
 
 class SiteFvu(TypedDict):
@@ -146,8 +148,8 @@ class Histogram(TypedDict):
 class Tables(TypedDict, total=False):
     """Rows of the small tables. Features of encoder B are of another dictionary, so the page never links them."""
 
-    neuron_alignment: list[tuple[int, float, float]]  # neuron, value, share of the decoder's L1 norm
-    correlated_neurons: list[tuple[int, float, float]]  # neuron, Pearson, cosine
+    neuron_alignment: list[tuple[int | str, float, float]]  # neuron, value, share of the decoder's L1 norm
+    correlated_neurons: list[tuple[int | str, float, float]]  # neuron, Pearson, cosine
     correlated_features: list[tuple[int, str, float, float]]  # feature id, label, Pearson, cosine
     correlated_b_features: list[tuple[int, str, float, float]]
 

@@ -1,5 +1,6 @@
 """What the dictionaries are trained on: activations of the stored language models, gathered once and kept in memory."""
 
+import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,14 @@ def residuals(model: GPT2LMHeadModel, tokens: Tensor) -> Float[Tensor, "batch po
     return model.transformer(tokens, output_hidden_states=True).hidden_states[CROSSCODER_BLOCK + 1]
 
 
+def keep_input(found: dict[int, Tensor], layer: int, _module: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+    found[layer] = given[0]
+
+
+def keep_output(found: dict[int, Tensor], layer: int, _module: torch.nn.Module, _given: tuple, result: Tensor) -> None:
+    found[layer] = result
+
+
 @torch.no_grad()
 def mlp_inputs_and_outputs(
     model: GPT2LMHeadModel, tokens: Tensor
@@ -50,8 +59,8 @@ def mlp_inputs_and_outputs(
     for layer in range(LAYERS):
         norm, mlp = (model.get_submodule(f"transformer.h.{layer}.{name}") for name in ("ln_2", "mlp"))
         handles += [
-            norm.register_forward_pre_hook(lambda _, given, at=layer: before.update({at: given[0]})),
-            mlp.register_forward_hook(lambda _, given, result, at=layer: after.update({at: result})),
+            norm.register_forward_pre_hook(functools.partial(keep_input, before, layer)),
+            mlp.register_forward_hook(functools.partial(keep_output, after, layer)),
         ]
     try:
         model.transformer(tokens)
