@@ -27,7 +27,7 @@ test: check browser
 check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .
@@ -39,7 +39,7 @@ browser:
 # Makes every file of crossvis_tl/demo/assets again, from texts: about an hour on two cores. Needs Debian's packages
 # bible-kjv and python3.11-doc.
 train-demo: $(VENV)/dev
-	$(BIN)/python -m scripts.train_demo
+	$(BIN)/python -m scripts.train_demo --install crossvis_tl/demo/assets
 
 clean:
 	rm -rf $(VENV) build dist demo_out .pytest_cache .ruff_cache .hypothesis

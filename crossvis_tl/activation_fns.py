@@ -26,6 +26,8 @@ class Activation(Protocol):
 
     def select(self, features: Int[Tensor, " selected"]) -> "Activation": ...
 
+    def to(self, device: str | torch.device) -> "Activation": ...
+
 
 @dataclass(frozen=True)
 class ReLU:
@@ -38,6 +40,9 @@ class ReLU:
         return torch.relu(pre)
 
     def select(self, features: Int[Tensor, " selected"]) -> "ReLU":
+        return self
+
+    def to(self, device: str | torch.device) -> "ReLU":
         return self
 
 
@@ -64,3 +69,6 @@ class JumpReLU:
 
     def select(self, features: Int[Tensor, " selected"]) -> "JumpReLU":
         return JumpReLU(self.threshold[features.to(self.threshold.device)], self.strict, self.relu)
+
+    def to(self, device: str | torch.device) -> "JumpReLU":
+        return JumpReLU(self.threshold.to(device), self.strict, self.relu)

@@ -55,7 +55,10 @@ def attach(
     where the features do not write to that model's residual stream.
     """
     models = load_models(model)
-    capture = Capture(as_dictionary(dictionary), models)
+    base = models[logits_of] if 0 <= logits_of < len(models) else models[0]
+    if base.cfg.dtype != torch.float32:
+        raise ValueError(f"stock sae_vis needs float32 models; {name_of(base)} is {base.cfg.dtype}. {USE_OURS}")
+    capture = Capture(as_dictionary(dictionary).to(str(base.cfg.device)), models)
     chosen = _chosen(capture.dictionary, features)
     if not 0 <= logits_of < len(models):
         raise ValueError(f"logits_of is {logits_of}; there are {len(models)} models, counted from 0")

@@ -1,5 +1,6 @@
 """From gathered activations to dashboards: fills sae_vis' data classes and our panels, feature by feature."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +107,9 @@ def _plan(acts: FeatureActs, index: int, cfg: SaeVisConfig) -> tuple[list[Group]
     if cfg.seed is None:
         generator.seed()
     else:
-        generator.manual_seed((int(cfg.seed) << 32) + int(acts.features[index]))
+        # torch's generator reads 32 bits only, so seed and feature are mixed into that many
+        mixed = hashlib.blake2b(f"{cfg.seed}:{int(acts.features[index])}".encode(), digest_size=4).digest()
+        generator.manual_seed(int.from_bytes(mixed, "little"))
     groups = [] if seq_cfg is None else choose(where, values, acts.n_counted, seq_cfg, generator)
     shown = windows(groups, where, values, acts.tokens.shape[1], seq_cfg) if seq_cfg else None
     return groups, shown  # type: ignore[return-value]

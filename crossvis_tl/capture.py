@@ -71,8 +71,7 @@ class Capture:
             hint = near_misses(str(site.hook), model.hook_dict)
             layers = f" (it has {model.cfg.n_layers} layers)"
             raise ValueError(f"{self.dictionary.name} {role} {site.hook!r}, which {name} does not have{layers}.{hint}")
-        centred = is_processed(model) and centres(model) and CENTRED.search(site.hook)
-        if site.processing == "none" and centred:
+        if site.processing == "none" and CENTRED.search(site.hook) and centres(model) and is_processed(model):
             raise ModelMismatchError(
                 f"{self.dictionary.name} was trained on unprocessed weights, and {name} has been processed by "
                 f"TransformerLens (the mean of {site.hook} is gone). Load it with crossvis_tl.load_model(...)"

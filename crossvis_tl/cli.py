@@ -76,12 +76,15 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     features: Annotated[str, typer.Option(help='"0,5,10-20", "L3F7", "all" or "top:50" (by maximum).')] = "top:50",
     page: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("features.html"),
     input_scale: Annotated[str | None, typer.Option(help="Factor per source, if the files lack it: 0.28,0.24")] = None,
-    hook_point: Annotated[str | None, typer.Option(help="TransformerLens hook name, if the files lack it.")] = None,
+    hook_point: Annotated[str | None, typer.Option(help="TransformerLens hook(s), if the files lack them.")] = None,
+    feature_input_hook: Annotated[str | None, typer.Option(help="A CLT's input, if its files lack it.")] = None,
+    feature_output_hook: Annotated[str | None, typer.Option(help="A CLT's output, if its files lack it.")] = None,
     processing: Annotated[str | None, typer.Option(help="none or tl_default, if the files lack it.")] = None,
     sequences: Annotated[int | None, typer.Option(help="Use only so many sequences.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Sequences per forward pass.", min=1)] = 64,
     context: Annotated[int, typer.Option(help="Tokens per sequence when a text is cut.", min=2)] = 128,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, for the models.")] = "float32",
     seed: Annotated[int, typer.Option(help="For the random samples shown.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="Also save the dashboards' data here (.json).")] = None,
 ) -> None:  # fmt: skip
@@ -97,12 +100,15 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
                 raise ValueError(f"--out and --json both name {page}; give two files")
         _quiet_libraries()
         facts: dict[str, Any] = {
-            "hook_point": hook_point,
+            "hook_point": hook_point.split(",") if hook_point and "," in hook_point else hook_point,
+            "feature_input_hook": feature_input_hook,
+            "feature_output_hook": feature_output_hook,
             "processing": processing,
             "input_scale": _numbers(input_scale),
         }
         job = RenderJob(
-            models=model, dictionary=dictionary, tokens=tokens, features=features, device=device, context=context,
+            models=model, dictionary=dictionary, tokens=tokens, features=features, device=device, dtype=dtype,
+            context=context,
             facts={name: value for name, value in facts.items() if value is not None},
             cfg_fields={"batch_size": sequences, "minibatch_size_tokens": batch, "seed": seed, "verbose": True},
         )  # fmt: skip
@@ -126,11 +132,11 @@ def _numbers(text: str | None) -> list[float] | float | None:
 
 def show_fidelity(fidelity: "Fidelity") -> None:
     """The verdict first: a wrong hook or scale gives pages that look fine and mean nothing."""
-    out.print(f"[{STYLE[fidelity.verdict]}]fidelity {fidelity.verdict}: {escape(fidelity.headline)}[/]")
-    for site in fidelity.sites:
-        out.print(f"  FVU {site.fvu:.3f}  {escape(site.label)}")
-    for warning in fidelity.warnings:
-        out.print(f"  [bold red]warning:[/] {escape(warning)}")
+    headline, *others = fidelity.lines()
+    out.print(f"[{STYLE[fidelity.verdict]}]{escape(headline)}[/]")
+    for line in others:
+        bad = line.lstrip().startswith("warning:")
+        out.print(f"[bold red]{escape(line)}[/]" if bad else escape(line))
 
 
 def _quiet_libraries() -> None:

@@ -166,9 +166,9 @@ class Dictionary:
 
     def check_features(self, features: Sequence[int]) -> None:
         """ValueError when a feature is outside 0 .. n_features - 1."""
-        bad = [feature for feature in features if not 0 <= feature < self.n_features]
+        last = self.n_features - 1
+        bad = [feature for feature in features if not 0 <= feature <= last]
         if bad:
-            last = self.n_features - 1
             raise ValueError(f"feature {bad[0]} is out of range: this {self.kind} has features 0 to {last}")
 
     def _check_inputs(self, inputs: Sequence[Tensor]) -> None:
@@ -267,6 +267,7 @@ class Dictionary:
                 group,
                 W_enc={s: W.to(device) for s, W in group.W_enc.items()},
                 b_enc=group.b_enc.to(device),
+                activation=group.activation.to(device),
                 W_dec={t: W.to(device) for t, W in group.W_dec.items()},
             )
             for group in self.groups

@@ -1,6 +1,8 @@
 """Whatever may stand for `encoder` in sae_vis' call, as a dictionary: ours, a sae_vis AutoEncoder, a sae_lens SAE."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +80,8 @@ class SaeLensDictionary(Dictionary):
     def encode(self, inputs: Sequence[Float[Tensor, "*batch d_source"]]) -> Float[Tensor, "*batch features"]:
         self._check_inputs(inputs)
         sae = self._own()
-        return sae.encode(inputs[0].to(device=sae.device, dtype=sae.dtype)).float()
+        with _flat_heads(sae):
+            return sae.encode(inputs[0].to(device=sae.device, dtype=sae.dtype)).float()
 
     def encode_features(self, inputs: Sequence[Tensor], features: Int[Tensor, " selected"]) -> Tensor:
         self.check_features(features.tolist())
@@ -87,10 +90,38 @@ class SaeLensDictionary(Dictionary):
     @torch.no_grad()
     def decode(self, features: Tensor, inputs: Sequence[Tensor] | None = None) -> list[Tensor]:
         sae = self._own()
-        return [sae.decode(features.to(device=sae.device, dtype=sae.dtype)).float()]
+        with _flat_heads(sae):
+            out = sae.decode(features.to(device=sae.device, dtype=sae.dtype)).float()
+        skip = getattr(sae, "W_skip", None)
+        if skip is not None:
+            if inputs is None:
+                raise ValueError("this transcoder has a skip connection; give decode(features, inputs)")
+            x = inputs[0].to(device=sae.device, dtype=torch.float32)
+            out = out + einsum(x, skip.float(), "... d_in, d_out d_in -> ... d_out")
+        return [out]
+
+    def to(self, device: str | torch.device) -> "SaeLensDictionary":
+        """Moves a copy of the SAE; the user's own stays where it is."""
+        sae = self._own()
+        if torch.device(device).type == sae.device.type:
+            return self
+        return _from_sae_lens(copy.deepcopy(sae).to(device))
 
 
-def _from_sae_lens(sae: "SAE") -> Dictionary:
+@contextmanager
+def _flat_heads(sae: "SAE") -> Iterator[None]:
+    """Inside, an SAE of attention heads takes and gives them side by side, as every dictionary here does."""
+    reshapes = bool(getattr(sae, "hook_z_reshaping_mode", False))
+    if reshapes:
+        sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if reshapes:
+            sae.turn_on_forward_pass_hook_z_reshaping()
+
+
+def _from_sae_lens(sae: "SAE") -> SaeLensDictionary:
     metadata = sae.cfg.metadata
     hook_in = getattr(metadata, "hook_name", None)
     hook_out = getattr(metadata, "hook_name_out", None) or hook_in

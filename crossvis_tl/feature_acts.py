@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from crossvis_tl.capture import Capture
-from crossvis_tl.fidelity import Fidelity, FidelitySums, likely_causes
+from crossvis_tl.diagnosis import diagnose
+from crossvis_tl.fidelity import Fidelity, FidelitySums
 from crossvis_tl.models import name_of
 from crossvis_tl.tokens import Mask
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Final residual streams kept from the gathering pass, in bytes; beyond this the shown sequences are run again.
 FINAL_BUDGET = 2**30
+# Activations of a batch at all sites, in bytes.
+SITE_BUDGET = 2**30
 # Dense activations held at a time, in numbers: 2**25 float32 are 128 MiB.
 DENSE_BUDGET = 2**25
 
@@ -112,19 +115,26 @@ def gather(
     collector = _Collector(capture, torch.tensor(chosen, dtype=torch.long), tokens.shape[1])
     width = sum(model.cfg.d_model for model in capture.models)
     collector.keep_final = keep_final and tokens.numel() * width * 4 <= FINAL_BUDGET
+    rows_per_batch = _fitting(rows_per_batch, capture, tokens.shape[1])
     starts = range(0, len(tokens), rows_per_batch)
     for start in tqdm(starts, desc="Gathering activations", unit="batch", disable=not progress):
         rows = slice(start, start + rows_per_batch)
         collector.add(tokens[rows], mask.counted[rows], start)
     names = [name_of(model) for model in capture.models]
     fidelity = collector.fidelity.result(dictionary, names)
-    if fidelity.verdict != "plausible":
-        fidelity.warnings.extend(likely_causes(capture, tokens, mask.counted, fidelity))
+    fidelity = diagnose(capture, tokens, mask.counted, fidelity)
     where, values, offsets = collector.by_feature()
     return FeatureActs(
         tokens.cpu(), mask.counted.cpu(), mask.text, torch.tensor(chosen), offsets, where, values,
         collector.site_sums(), fidelity, collector.finals(),
     )  # fmt: skip
+
+
+def _fitting(rows: int, capture: Capture, n_positions: int) -> int:
+    """Rows of a batch whose float32 activations at all sites stay within the budget."""
+    sites = (*capture.dictionary.sources, *capture.dictionary.targets)
+    row = 4 * n_positions * sum(site.width for site in sites)
+    return max(1, min(rows, SITE_BUDGET // row))
 
 
 class _Collector:

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from crossvis_tl.capture import Capture, Captured
 from crossvis_tl.dictionary import Dictionary, Site
 from crossvis_tl.errors import CrossvisWarning
-from crossvis_tl.models import name_of
 
 IMPLAUSIBLE_FVU = 0.8
 DOUBTFUL_FVU = 0.5
-CHECKED_ROWS = 8
 
 
 @dataclass
@@ -28,8 +25,18 @@ class SiteFidelity:
 
 
 @dataclass
+class GroupFidelity:
+    """One group of features, such as a CLT's layer. `l0`: mean number of them active on a token; `dead`: share of them
+    that never fired."""
+
+    label: str
+    l0: float
+    dead: float
+
+
+@dataclass
 class Fidelity:
-    """`l0`: mean number of features active on a token. `dead`: share of features that never fired."""
+    """`l0`, `dead`: as in `GroupFidelity`, over all features. `groups`: the same for each, where there are several."""
 
     verdict: str
     headline: str
@@ -38,9 +45,17 @@ class Fidelity:
     dead: float
     n_tokens: int
     warnings: list[str] = field(default_factory=list)
+    groups: list[GroupFidelity] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The verdict in words: headline, each site, each group, each warning."""
+        sites = [f"  FVU {site.fvu:.3f}  {site.label}" for site in self.sites]
+        groups = [f"  L0 {group.l0:.1f}, {group.dead:.1%} dead  {group.label}" for group in self.groups]
+        warnings = [f"  warning: {text}" for text in self.warnings]
+        return [f"fidelity {self.verdict}: {self.headline}", *sites, *groups, *warnings]
 
 
 class FidelitySums:
@@ -48,8 +63,7 @@ class FidelitySums:
 
     def __init__(self, dictionary: Dictionary):
         self.n_tokens = 0
-        self.n_active = 0.0
-        self.fired: Bool[Tensor, " features"] = torch.zeros(dictionary.n_features, dtype=torch.bool)
+        self.active: Float[Tensor, " features"] = torch.zeros(dictionary.n_features, dtype=torch.float64)
         self.total = [torch.zeros(site.width, dtype=torch.float64) for site in dictionary.targets]
         self.squares = [0.0 for _ in dictionary.targets]
         self.errors = [0.0 for _ in dictionary.targets]
@@ -61,10 +75,8 @@ class FidelitySums:
         recons: Sequence[Float[Tensor, "tokens d_target"]],
     ) -> None:
         """Counted tokens only."""
-        active = acts != 0
         self.n_tokens += acts.shape[0]
-        self.n_active += float(active.sum())
-        self.fired |= active.any(0).cpu()
+        self.active += (acts != 0).sum(0).double().cpu()
         for t, (x, recon) in enumerate(zip(targets, recons, strict=True)):
             self.total[t] += x.sum(0).double().cpu()
             self.squares[t] += float(x.pow(2).sum(dtype=torch.float64))
@@ -81,13 +93,21 @@ class FidelitySums:
     def result(self, dictionary: Dictionary, names: Sequence[str]) -> Fidelity:
         labels = [site_label(site, names) for site in dictionary.targets]
         sites = [SiteFidelity(label, fvu) for label, fvu in zip(labels, self.fvu(), strict=True)]
-        l0 = self.n_active / max(self.n_tokens, 1)
-        dead = 1 - float(self.fired.float().mean())
-        return _judge(Fidelity("", "", sites, l0, dead, self.n_tokens), dictionary)
+        offsets = dictionary.offsets
+        groups = [
+            self._group(group.name, self.active[offsets[g] : offsets[g + 1]])
+            for g, group in enumerate(dictionary.groups)
+        ]
+        whole = self._group("", self.active)
+        several = groups if len(groups) > 1 else []
+        return _judge(Fidelity("", "", sites, whole.l0, whole.dead, self.n_tokens, [], several), dictionary)
+
+    def _group(self, label: str, active: Tensor) -> GroupFidelity:
+        return GroupFidelity(label, float(active.sum()) / max(self.n_tokens, 1), float((active == 0).double().mean()))
 
 
 def site_label(site: Site, names: Sequence[str]) -> str:
-    """-> "base blocks.2.hook_resid_post", or the hook alone where there is one model."""
+    """-> "base · blocks.2.hook_resid_post", or the hook alone where there is one model."""
     return f"{names[site.model]} · {site.hook}" if len(names) > 1 else str(site.hook)
 
 
@@ -109,103 +129,8 @@ def _judge(fidelity: Fidelity, dictionary: Dictionary) -> Fidelity:
     return replace(fidelity, verdict=verdict, headline=headline, warnings=warnings)
 
 
-def likely_causes(capture: Capture, tokens: Tensor, counted: Tensor, fidelity: Fidelity) -> list[str]:
-    """What would make a bad reconstruction good, tried on a few sequences: model order, processing, scale, hook.
-
-    -> sentences naming each change that cuts the mean FVU to less than 60 % of what it is, best first.
-    """
-    rows, kept = tokens[:CHECKED_ROWS], counted[:CHECKED_ROWS]
-    if not kept.any():
-        return []
-    now = _mean_fvu(capture.dictionary, capture.run(rows), kept)
-    tried = {**_model_orders(capture, rows, kept), **_processings(capture, rows, kept)}
-    tried |= {**_scales(capture, rows, kept), **_other_hooks(capture, rows, kept)}
-    better = sorted((fvu, what) for what, fvu in tried.items() if fvu < 0.6 * now)
-    return [f"likely cause: {what} (FVU would be {fvu:.2f} instead of {now:.2f})" for fvu, what in better[:3]]
-
-
-def _mean_fvu(dictionary: Dictionary, captured: Captured, kept: Tensor) -> float:
-    sums = FidelitySums(dictionary)
-    acts = dictionary.encode([x[kept.to(x.device)] for x in captured.sources])
-    recons = dictionary.decode(acts, captured.sources)
-    sums.add(acts, [x[kept.to(x.device)] for x in captured.targets], recons)
-    values = sums.fvu()
-    return sum(values) / len(values)
-
-
-def _model_orders(capture: Capture, rows: Tensor, kept: Tensor) -> dict[str, float]:
-    if len(capture.models) != 2:
-        return {}
-    first, second = (name_of(model) for model in capture.models)
-    try:
-        swapped = Capture(capture.dictionary, capture.models[::-1])
-    except ValueError:
-        return {}
-    fvu = _mean_fvu(capture.dictionary, swapped.run(rows), kept)
-    return {f"the two models are swapped; give {second} first, then {first}": fvu}
-
-
-def _processings(capture: Capture, rows: Tensor, kept: Tensor) -> dict[str, float]:
-    tried = {}
-    for processing in ("none", "tl_default"):
-        change = _with_sites(capture.dictionary, processing=processing)
-        if change.sources == capture.dictionary.sources:
-            continue
-        try:
-            fvu = _mean_fvu(change, Capture(change, capture.models).run(rows), kept)
-        except ValueError:
-            continue
-        tried[f"trained on models with processing={processing!r}; pass that to load_dictionary"] = fvu
-    return tried
-
-
-def _scales(capture: Capture, rows: Tensor, kept: Tensor) -> dict[str, float]:
-    """Dictionaries are trained on inputs of mean norm about sqrt(d); were these that, undoing it should help."""
-    captured = capture.run(rows)
-    factors = [x.shape[-1] ** 0.5 / float(x[kept.to(x.device)].norm(dim=-1).mean()) for x in captured.sources]
-    if capture.dictionary.kind != "crosscoder" or all(abs(f - 1) < 0.05 for f in factors):
-        return {}
-    scaled = Captured(
-        [x * f for x, f in zip(captured.sources, factors, strict=True)],
-        [x * f for x, f in zip(captured.targets, factors, strict=True)],
-        [],
-    )
-    wanted = [round(f * site.scale, 4) for f, site in zip(factors, capture.dictionary.sources, strict=True)]
-    fvu = _mean_fvu(capture.dictionary, scaled, kept)
-    return {f"wrong input_scale; about {wanted} would bring the activations to mean norm sqrt(d)": fvu}
-
-
-def _other_hooks(capture: Capture, rows: Tensor, kept: Tensor) -> dict[str, float]:
-    """The neighbouring residual streams, for dictionaries that read and write one hook."""
-    hooks = {site.hook for site in (*capture.dictionary.sources, *capture.dictionary.targets)}
-    if len(hooks) != 1:
-        return {}
-    hook = str(next(iter(hooks)))
-    tried = {}
-    for layer in range(capture.models[0].cfg.n_layers):
-        other = f"blocks.{layer}.hook_resid_post"
-        if other == hook:
-            continue
-        change = _with_sites(capture.dictionary, hook=other)
-        try:
-            tried[f"trained at {other}, not {hook}"] = _mean_fvu(
-                change, Capture(change, capture.models).run(rows), kept
-            )
-        except ValueError:
-            continue
-    return tried
-
-
-def _with_sites(dictionary: Dictionary, **change) -> Dictionary:
-    return replace(
-        dictionary,
-        sources=tuple(replace(site, **change) for site in dictionary.sources),
-        targets=tuple(replace(site, **change) for site in dictionary.targets),
-    )
-
-
 def warn_if_bad(fidelity: Fidelity) -> None:
-    """A Python warning for an implausible reconstruction; the page shows the same text."""
-    if fidelity.verdict == "implausible":
-        text = "; ".join([f"implausible: {fidelity.headline}", *fidelity.warnings])
-        python_warnings.warn(text, CrossvisWarning, stacklevel=3)
+    """A Python warning unless the reconstruction is plausible; the page shows the same text."""
+    if fidelity.verdict != "plausible":
+        text = "; ".join([f"{fidelity.verdict}: {fidelity.headline}", *fidelity.warnings])
+        python_warnings.warn(text, CrossvisWarning, stacklevel=4)

@@ -36,17 +36,23 @@ def residual_direction(
 ) -> Float[Tensor, "n d_model"] | None:
     """What one unit of each feature adds to the final residual stream of model number `index`.
 
-    Residual sites: the last one's decoder alone, which the earlier ones are in already. MLP and attention outputs: the
-    sum over sites. MLP activations and attention heads: through W_out / W_O. None where no site of this model writes
-    to its residual stream (norm outputs, queries, keys ...).
+    Residual sites: the deepest one's decoder alone, which the earlier ones are in already. MLP and attention outputs:
+    the sum over sites. MLP activations and attention heads: through W_out / W_O. None where no site of this model
+    writes to its residual stream (norm outputs, queries, keys ...).
     """
     sites = [(t, site) for t, site in enumerate(dictionary.targets) if site.model == index]
     residual = [(t, site) for t, site in sites if RESIDUAL.search(str(site.hook))]
     if residual:
-        return dictionary.decoder(features, residual[-1][0])
+        return dictionary.decoder(features, max(residual, key=lambda found: _depth(found[1]))[0])
     parts = [_written(dictionary.decoder(features, t), site, model) for t, site in sites]
     known = [part for part in parts if part is not None]
     return torch.stack(known).sum(0) if known and len(known) == len(parts) else None
+
+
+def _depth(site: Site) -> tuple[int, int]:
+    """Order along the residual stream."""
+    match = re.match(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)$", str(site.hook))
+    return (int(match[1]), ("pre", "mid", "post").index(match[2])) if match else (-1, 0)
 
 
 def _written(decoder: Tensor, site: Site, model: "HookedTransformer") -> Tensor | None:
@@ -54,10 +60,10 @@ def _written(decoder: Tensor, site: Site, model: "HookedTransformer") -> Tensor 
     if WRITES.search(hook):
         return decoder
     if match := MLP_POST.search(hook):
-        W_out = model.W_out[int(match[1])].detach().to(decoder)
+        W_out = model.blocks[int(match[1])].mlp.W_out.detach().to(decoder)
         return einsum(decoder, W_out, "n d_mlp, d_mlp d_model -> n d_model")
     if match := HEADS.search(hook):
-        W_O = model.W_O[int(match[1])].detach().to(decoder).flatten(0, 1)
+        W_O = model.blocks[int(match[1])].attn.W_O.detach().to(decoder).flatten(0, 1)
         return einsum(decoder, W_O, "n heads_width, heads_width d_model -> n d_model")
     return None
 
@@ -90,7 +96,7 @@ def effects_of(
 ) -> Effects:
     """Ablates one feature at positions whose final residual stream is `resid`. `direct`: `project(direction)`;
     `following`: the token after each position."""
-    size = max(1, BLOCK // direct.shape[0])
+    size = max(64, BLOCK // direct.shape[0])  # fewer rows would read the unembedding over and over
     blocks = [
         _ablate(unembed, resid[at], acts[at], direction, direct, following[at], k)
         for at in (slice(begin, begin + size) for begin in range(0, len(acts), size))

@@ -37,14 +37,15 @@ def load_model(
     model: "str | Path | PreTrainedModel | HookedTransformer",
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     tokenizer: Any = None,
 ) -> "HookedTransformer":
     """A HookedTransformer with HuggingFace's own activations.
 
     `model`: a folder with a HuggingFace checkpoint, a HuggingFace id, a TransformerLens name without a HuggingFace twin
     ("gelu-1l"), a `PreTrainedModel` in hand (left unchanged) or a HookedTransformer (returned as it is).
-    `device`: default the model's own, else "cuda" where there is one, else "cpu".
+    `device`: default the model's own, else "cuda" where there is one, else "cpu". `dtype`: default float32, for a
+    HookedTransformer its own.
 
     FileNotFoundError when a folder is missing; ValueError when it holds no language model; `ModelMismatchError` when
     TransformerLens' version does not give HuggingFace's logits.
@@ -55,7 +56,10 @@ def load_model(
     if device is not None:
         check_device(device)
     if isinstance(model, HookedTransformer):
-        return model if device is None else model.to(device)
+        in_hand: HookedTransformer = model
+        in_hand = in_hand if device is None else in_hand.to(device)
+        return in_hand if dtype is None else in_hand.to(dtype)
+    dtype = dtype or torch.float32
     if isinstance(model, PreTrainedModel):
         return _convert(model, tokenizer or _own_tokenizer(model), _name_of(model), device or model.device, dtype)
     if not isinstance(model, str | Path):
@@ -71,12 +75,14 @@ def load_model(
     return _convert(hf_model, tokenizer or found_tokenizer, Path(str(model)).name, device, dtype)
 
 
-def load_models(model: Any, device: str | torch.device | None = None) -> list["HookedTransformer"]:
+def load_models(
+    model: Any, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> list["HookedTransformer"]:
     """One model or several, each as `load_model` takes it, in order. ValueError for an empty list."""
     given = list(model) if isinstance(model, list | tuple) else [model]
     if not given:
         raise ValueError("no model was given; name the one(s) the dictionary was trained on")
-    return [load_model(one, device=device) for one in given]
+    return [load_model(one, device=device, dtype=dtype) for one in given]
 
 
 def name_of(model: "HookedTransformer") -> str:
@@ -90,10 +96,10 @@ def is_processed(model: "HookedTransformer") -> bool:
     Folding shows in the config; centring alone shows in the embedding, whose rows then have mean 0 (to rounding).
     """
     kind = str(model.cfg.normalization_type or "")
-    if kind.endswith("Pre"):
-        return True
+    if kind.endswith("Pre") or kind not in LN_TYPES:
+        return kind.endswith("Pre")
     W_E = model.W_E.detach().float()
-    return kind in LN_TYPES and bool(W_E.mean(-1).abs().max() < 1e-5 * W_E.abs().max())
+    return bool(W_E.mean(-1).abs().max() < 1e-5 * W_E.abs().max())
 
 
 def centres(model: "HookedTransformer") -> bool:
@@ -143,10 +149,22 @@ def _check_folder(path: Path, given: str) -> None:
         return
     siblings = [p.name for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
     # A slip in a local folder's name must not go looking on the hub for it.
-    slip = get_close_matches(path.name, siblings, n=1, cutoff=0.75)
-    inside_a_folder = str(path.parent) != "." and path.parent.is_dir()
+    slip = not _known_on_hub(given) and get_close_matches(path.name, siblings, n=1, cutoff=0.75)
+    inside_a_folder = not _known_on_hub(given) and str(path.parent) != "." and path.parent.is_dir()
     if given.startswith((".", "/", "~")) or given.count("/") > 1 or slip or inside_a_folder:
         raise FileNotFoundError(f"the model folder {given} does not exist.{near_misses(path.name, siblings)}")
+
+
+def _known_on_hub(name: str) -> bool:
+    """A name that TransformerLens lists, or that is in the local cache: no slip, whatever folders lie beside it."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str) or bool(get_official_model_name(name))
+    except (ValueError, HFValidationError):
+        return False
 
 
 def _own_tokenizer(hf_model: "PreTrainedModel") -> Any:
@@ -233,7 +251,7 @@ def check_logits(model: "HookedTransformer", hf_model: "PreTrainedModel", name: 
             f"{name}: TransformerLens gives logits {tuple(got.shape)}, not {tuple(expected.shape)}"
         )
     error = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()
-    if not error <= TOLERANCE.get(model.cfg.dtype, 1e-3):
+    if not error <= max(TOLERANCE.get(dtype, 1e-3) for dtype in (model.cfg.dtype, hf_model.dtype)):
         raise ModelMismatchError(
             f"{name}: TransformerLens' version of this model gives other logits than HuggingFace's (off by {error:.1%} "
             "of the largest); its activations could not be trusted, so it is refused. Please report the architecture"

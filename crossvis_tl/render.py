@@ -6,17 +6,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_vis.data_config_classes import SaeVisConfig
 
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.errors import near_misses
 from crossvis_tl.feature_acts import FeatureActs, gather
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
 from crossvis_tl.models import load_models
 from crossvis_tl.selection import parse_features, strongest, top_count
-from crossvis_tl.tokens import check_token_file, check_tokens, load_tokens, token_mask
+from crossvis_tl.tokens import check_token_file, checked_tokens, load_tokens, token_mask
 from crossvis_tl.vis_data import SaeVisData
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """ValueError with near misses for a name that is none of `DTYPES`."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r}: expected one of {', '.join(DTYPES)}.{near_misses(name, DTYPES)}")
+    return DTYPES[name]
 
 
 @dataclass
@@ -30,6 +41,7 @@ class RenderJob:
     tokens: Path
     features: str = "top:50"
     device: str | None = None
+    dtype: str = "float32"
     context: int = 128
     facts: dict[str, Any] = field(default_factory=dict)
     cfg_fields: dict[str, Any] = field(default_factory=dict)
@@ -37,17 +49,17 @@ class RenderJob:
 
     def run(self, verdict: Callable[[Fidelity], None]) -> SaeVisData:
         """-> dashboards; `verdict` hears how well the dictionary fits before they are built."""
+        dtype = parse_dtype(self.dtype)
         dictionary = load_dictionary(self.dictionary, **self.facts)
         top = top_count(self.features)
         chosen = parse_features(self.features, dictionary)
         check_token_file(self.tokens)
-        models = load_models(list(self.models), self.device)
+        models = load_models(list(self.models), self.device, dtype)
         capture = Capture(dictionary.to(str(models[0].cfg.device)), models)
         tokens = load_tokens(self.tokens, models[0].tokenizer, min(self.context, models[0].cfg.n_ctx))
         cfg = SaeVisConfig(**self.cfg_fields)
+        tokens = checked_tokens(tokens, models, str(self.tokens))
         tokens = tokens if cfg.batch_size is None else tokens[: cfg.batch_size]
-        for model in models:
-            check_tokens(tokens, model, str(self.tokens))
         mask = token_mask(tokens, models[0].tokenizer)
         acts = gather(capture, tokens, mask, chosen, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose)
         verdict(acts.fidelity)

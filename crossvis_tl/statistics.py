@@ -121,7 +121,7 @@ def correlate_features(acts: FeatureActs, other: FeatureActs, k: int, *, same: b
 
 def correlate_sites(acts: FeatureActs, k: int) -> Correlated:
     """Dimensions of the source activations ("neurons") most correlated with each feature, all sources side by side."""
-    x, xx = acts.sums.x.float(), acts.sums.xx.float()
+    x, xx = acts.sums.x, acts.sums.xx
     pearson, cosine = _normalise(acts.sums.products, *_moments(acts), x, xx, acts.n_counted)
     return _best(pearson, cosine, min(k, len(x)), torch.arange(len(x)))
 

@@ -1,5 +1,6 @@
 """Token sets: read from a file or a text, checked against the model, and which of their positions count."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -124,6 +125,15 @@ def check_tokens(tokens: Int[Tensor, "rows positions"], model: "HookedTransforme
         )
     if tokens.shape[1] > model.cfg.n_ctx:
         raise ValueError(f"{where} are {tokens.shape[1]} positions long; the model's context is {model.cfg.n_ctx}")
+
+
+def checked_tokens(tokens: Tensor, models: Sequence["HookedTransformer"], where: str = "the tokens") -> Tensor:
+    """-> the ids as int64 on the CPU, where examples and statistics are made, after `check_tokens` for each model."""
+    if isinstance(tokens, Tensor) and _integers(tokens):
+        tokens = tokens.detach().to("cpu", torch.long)
+    for model in models:
+        check_tokens(tokens, model, where)
+    return tokens
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
-from rich import print as rprint
+from rich.console import Console
 from sae_vis.data_config_classes import SaeVisConfig
 from sae_vis.data_storing_fns import SaeVisData as StockSaeVisData
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from crossvis_tl import storage
 from crossvis_tl.build import build, rows_per_batch
 from crossvis_tl.capture import Capture
-from crossvis_tl.dictionary import Site
+from crossvis_tl.dictionary import Dictionary, Site
 from crossvis_tl.encoders import as_dictionary
 from crossvis_tl.errors import feature_numbers
 from crossvis_tl.feature_acts import FeatureActs, gather
@@ -27,7 +27,7 @@ from crossvis_tl.page import write_page
 from crossvis_tl.page_data import feature_page, prompt_page
 from crossvis_tl.panels import FeaturePanels
 from crossvis_tl.prompts import gather_prompt
-from crossvis_tl.tokens import Masking, check_tokens, token_mask
+from crossvis_tl.tokens import Masking, checked_tokens, token_mask
 from crossvis_tl.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -83,20 +83,22 @@ class SaeVisData(StockSaeVisData):
         """
         cfg = cfg or SaeVisConfig()
         models = load_models(model)
-        capture = Capture(as_dictionary(encoder, cfg.hook_point), models)
+        device = str(models[0].cfg.device)
+        capture = Capture(as_dictionary(encoder, cfg.hook_point).to(device), models)
+        tokens = checked_tokens(tokens, models)
         tokens = tokens if cfg.batch_size is None else tokens[: cfg.batch_size]
-        for one in models:
-            check_tokens(tokens, one)
         mask = token_mask(tokens, models[0].tokenizer, masking)
         acts = gather(
             capture, tokens, mask, chosen_features(cfg), rows_per_batch=rows_per_batch(cfg), progress=cfg.verbose
         )
-        if cfg.verbose:
-            rprint(f"fidelity {acts.fidelity.verdict}: {acts.fidelity.headline}")
+        Console(soft_wrap=True, markup=False, highlight=False).print("\n".join(acts.fidelity.lines()))
         acts_B = None
         if encoder_B is not None:
-            capture_B = Capture(as_dictionary(encoder_B, cfg.hook_point), models)
-            acts_B = gather(capture_B, tokens, mask, rows_per_batch=rows_per_batch(cfg), progress=cfg.verbose)
+            capture_B = Capture(as_dictionary(encoder_B, cfg.hook_point).to(device), models)
+            acts_B = gather(
+                capture_B, tokens, mask, rows_per_batch=rows_per_batch(cfg), keep_final=False, progress=cfg.verbose
+            )
+            warn_if_bad(acts_B.fidelity)
         return cls.from_acts(capture, acts, cfg, acts_B, encoder=encoder, encoder_B=encoder_B)
 
     @classmethod
@@ -151,7 +153,9 @@ class SaeVisData(StockSaeVisData):
         "loss_effect"; default the first). `seq_pos`: the token to open on, default the last
         at which a feature fires."""
         if not self.models:
-            raise ValueError("a prompt needs the model, which these dashboards were loaded without; see load_json")
+            raise ValueError("a prompt needs the model, which these dashboards lack: pass model= to load_json")
+        if self.encoder is None:
+            raise ValueError("a prompt needs the dictionary, which these dashboards lack: pass encoder= to load_json")
         capture = Capture(as_dictionary(self.encoder, self.cfg.hook_point), self.models)
         shown = gather_prompt(self, capture, prompt, metric, seq_pos, num_top_features)
         head, payloads = prompt_page(self, shown)
@@ -196,6 +200,7 @@ def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
             f"{dictionary.name}: {dictionary.n_features:,} {dictionary.activation} features, {dictionary.format}",
         ],
         ["models", ", ".join(names)],
+        ["processing", _processing(dictionary)],
         ["tokens", f"{acts.n_counted:,} counted in {rows:,} sequences of {positions}"],
         ["masked", acts.mask_text.removeprefix("masked: ")],
         [
@@ -203,6 +208,9 @@ def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
             "direct: the final residual stream minus what the feature writes, later layers left as they are",
         ],
     ]
+    if acts.fidelity.groups:
+        parts = (f"{group.label} {group.l0:.1f} ({group.dead:.1%} dead)" for group in acts.fidelity.groups)
+        facts.append(["L0 by layer", ", ".join(parts)])
     return PageFacts(
         kind=dictionary.kind,
         title=f"{dictionary.name} · {' × '.join(names)}",
@@ -212,6 +220,13 @@ def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
         facts=facts,
         fidelity=acts.fidelity.as_dict(),
     )
+
+
+def _processing(dictionary: Dictionary) -> str:
+    """On what weights the models ran in training, in words."""
+    words = {"none": "none (HuggingFace's own activations)", "tl_default": "TransformerLens' default", None: "unknown"}
+    kinds = {site.processing for site in (*dictionary.sources, *dictionary.targets)}
+    return ", ".join(sorted(words.get(kind, str(kind)) for kind in kinds))
 
 
 def _site(site: Site, names: list[str]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does; before torch is loaded
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare tensors on the CPU, on every machine
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -122,3 +122,47 @@ def test_crossvis_demo(tmp_path):
     assert result.output.count("fidelity plausible: FVU") == 2
     for entry in demo.highlights()[:3]:
         assert f"crosscoder feature {entry['feature']} (only tuned): {entry['meaning']}" in result.output
+
+
+def verdict_of(models, dictionary, tokens):
+    rows = tokens[:24]
+    capture = Capture(dictionary, models)
+    mask = token_mask(rows, models[0].tokenizer)
+    return gather(capture, rows, mask, [0], keep_final=False).fidelity
+
+
+def test_swapped_models_are_found_out_though_they_still_explain_two_thirds(models, tokens):
+    right = verdict_of(models, load_dictionary(demo.CROSSCODER), tokens)
+    assert (right.verdict, right.warnings) == ("plausible", [])
+    swapped = verdict_of(models[::-1], load_dictionary(demo.CROSSCODER), tokens)
+    assert max(site.fvu for site in swapped.sites) < 0.5
+    assert swapped.verdict == "implausible"
+    cause = r"likely cause: the two models are swapped; give base first, then tuned "
+    assert re.match(cause + r"\(FVU would be 0\.1\d instead of 0\.\d+\)", swapped.warnings[0])
+
+
+def test_the_same_model_twice_is_noticed(models, tokens):
+    fidelity = verdict_of([models[1], models[1]], load_dictionary(demo.CROSSCODER), tokens)
+    assert fidelity.verdict != "plausible"
+    assert "models 1 and 2 (tuned, tuned) are the same" in fidelity.warnings
+    assert "its files say it was trained on 'base', not 'tuned'" in fidelity.warnings
+
+
+@pytest.mark.parametrize("hook", ["blocks.1.hook_resid_post", "blocks.3.hook_resid_post"])
+def test_a_wrong_layer_is_named(models, tokens, hook):
+    fidelity = verdict_of(models, load_dictionary(demo.CROSSCODER, hook_point=hook), tokens)
+    assert fidelity.verdict == "implausible"
+    assert fidelity.warnings[0].startswith(f"likely cause: trained at blocks.2.hook_resid_post, not {hook}")
+
+
+def test_a_wrong_input_of_a_clt_is_named(models, tokens):
+    dictionary = load_dictionary(demo.CLT, feature_input_hook="hook_resid_pre")
+    fidelity = verdict_of(models[1:], dictionary, tokens)
+    assert fidelity.verdict == "implausible"
+    assert any("it reads hook_resid_mid, not what its config names" in text for text in fidelity.warnings)
+
+
+def test_a_clts_layers_have_their_own_figures(models, tokens):
+    fidelity = verdict_of(models[1:], load_dictionary(demo.CLT), tokens)
+    assert [group.label for group in fidelity.groups] == ["L0", "L1", "L2", "L3"]
+    assert sum(group.l0 for group in fidelity.groups) == pytest.approx(fidelity.l0)

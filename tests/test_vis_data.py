@@ -8,9 +8,11 @@ import torch
 from sae_vis.model_fns import AutoEncoder, AutoEncoderConfig
 
 from crossvis_tl import CrossvisWarning, SaeVisData, load_dictionary
+from crossvis_tl.geometry import site_geometry
+from crossvis_tl.logit_effects import residual_direction
 from crossvis_tl.page_data import feature_page
 from crossvis_tl.unembed import unembedding
-from tests.conftest import D_MODEL, N_LAYERS
+from tests.conftest import D_MODEL, N_LAYERS, write_crosscoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::crossvis_tl.CrossvisWarning")
 HOOK = "blocks.1.hook_resid_post"
@@ -96,16 +98,16 @@ def test_quantiles_are_stocks(both):
 
 
 def test_interval_bounds_are_stocks_and_the_examples_lie_in_them(both):
-    for stock, ours in features_of(both):
-        theirs, groups = stock.sequence_data.seq_group_data, ours.sequence_data.seq_group_data
+    stock, ours = both
+    for feature, panel in ours.panels.items():
+        groups = ours.feature_data_dict[feature].sequence_data.seq_group_data
+        theirs = stock.feature_data_dict[feature].sequence_data.seq_group_data
         titles = [group.title.split("<br>")[0] for group in groups]
         assert titles == [group.title.split("<br>")[0] for group in theirs]
-        for group in groups[1:]:
+        for group, records in zip(groups[1:], panel.sequences[1:], strict=True):
             low, high = (float(part) for part in group.title.split("<br>")[0].removeprefix("INTERVAL ").split(" - "))
-            for sequence in group.seq_data:
-                assert low - 1e-3 <= max(sequence.feat_acts) or any(
-                    low - 1e-3 <= a <= high + 1e-3 for a in sequence.feat_acts
-                )
+            for sequence, record in zip(group.seq_data, records, strict=True):
+                assert low - 1e-3 <= sequence.feat_acts[record.bold] <= high + 1e-3
 
 
 def test_top_examples_and_their_effects_are_stocks(both):
@@ -348,3 +350,63 @@ def test_a_second_pass_gives_the_same_effects(crosscoder_dir, tl_models, tokens,
                 assert (a.row, a.position) == (b.row, b.position)
                 for m in (0, 1):
                     assert a.effects[m].loss == pytest.approx(b.effects[m].loss, abs=2e-4)
+
+
+def test_another_seed_gives_other_examples(crosscoder_dir, tl_models, tokens):
+    dictionary = load_dictionary(crosscoder_dir)
+
+    def positions(seed: int) -> list:
+        cfg = sae_vis.SaeVisConfig(features=[0], seed=seed)
+        data = SaeVisData.create(dictionary, tl_models, tokens, cfg)
+        return [[(r.row, r.position) for r in group] for group in data.panels[0].sequences]
+
+    assert positions(1) == positions(1)
+    assert positions(1)[0] == positions(7)[0]
+    assert positions(1) != positions(7)
+
+
+def test_relative_norms_are_in_training_units(tmp_path, tl_models, tokens):
+    """Folding a factor per source into the weights must not change which model a feature is said to live in."""
+    scales = [0.25, 4.0]
+    plain = load_dictionary(write_crosscoder(tmp_path / "a"))
+    folded = load_dictionary(write_crosscoder(tmp_path / "b", input_scale_folded=False), input_scale=scales)
+    features = torch.arange(plain.n_features)
+    want, got = (site_geometry(d, features, ["base", "tuned"]) for d in (plain, folded))
+    assert [g.relative_norm for g in got] == pytest.approx([g.relative_norm for g in want], abs=1e-4)
+    assert folded.decoder(features, 1).norm() != pytest.approx(plain.decoder(features, 1).norm().item(), rel=0.5)
+
+
+def test_wrapped_files_are_of_huggingface_activations(tmp_path):
+    folder = write_crosscoder(tmp_path / "a", processing="none")
+    cfg = json.loads((folder / "cfg.json").read_text())
+    del cfg["processing"]
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    assert load_dictionary(folder).sources[0].processing == "tl_default"
+    state = torch.load(folder / "cc_weights.pt", weights_only=True)
+    torch.save({"model_state_dict": state}, folder / "cc_weights.pt")
+    assert load_dictionary(folder).sources[0].processing == "none"
+    assert load_dictionary(folder, processing="tl_default").sources[0].processing == "tl_default"
+
+
+def test_the_deepest_residual_site_is_the_effect(tmp_path, tl_models):
+    hooks = ["blocks.2.hook_resid_post", "blocks.0.hook_resid_post"]
+    dictionary = load_dictionary(write_crosscoder(tmp_path / "c", hook_point=hooks))
+    features = torch.arange(3)
+    direction = residual_direction(dictionary, features, tl_models[0], 0)
+    assert torch.equal(direction, dictionary.decoder(features, 0))
+
+
+def test_the_verdict_is_printed(crosscoder_dir, tl_models, tokens, capsys):
+    SaeVisData.create(load_dictionary(crosscoder_dir), tl_models, tokens, sae_vis.SaeVisConfig(features=[0]))
+    printed = capsys.readouterr().out
+    assert printed.startswith("fidelity implausible: FVU")
+    assert "FVU" in printed.splitlines()[1]
+    assert "warning:" in printed
+
+
+def test_tokens_of_any_integer_type_will_do(crosscoder_dir, tl_models, tokens):
+    dictionary = load_dictionary(crosscoder_dir)
+    cfg = sae_vis.SaeVisConfig(features=[5])
+    want = SaeVisData.create(dictionary, tl_models, tokens, cfg)
+    for dtype in (torch.uint16, torch.int32):
+        assert SaeVisData.create(dictionary, tl_models, tokens.to(dtype), cfg).panels == want.panels

@@ -35,6 +35,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def is_wrapped(path: Path) -> bool:
+    """Whether the tensors stand in a `model_state_dict`."""
+    return path.suffix != ".safetensors" and isinstance(_read_pickle(path).get("model_state_dict"), Mapping)
+
+
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)

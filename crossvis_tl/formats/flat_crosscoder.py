@@ -20,6 +20,7 @@ from crossvis_tl.formats.files import (
     check_floating,
     check_hook,
     check_processing,
+    is_wrapped,
     read_config,
     read_state_dict,
 )
@@ -64,9 +65,9 @@ def load(weights: Path, config: Path | None, facts: dict[str, Any]) -> Dictionar
     scales, folded = _input_scale(weights, cfg, facts, n_sources)
     hooks = _hooks(cfg, facts, n_sources)
     one_model = len(set(hooks)) > 1
-    processing = facts.get("processing") or check_processing(
-        cfg.get("processing", "tl_default"), f"{config}: processing"
-    )
+    # F1b's producers ran HuggingFace models, F1's TransformerLens' with its default processing.
+    default = "none" if is_wrapped(weights) else "tl_default"
+    processing = facts.get("processing") or check_processing(cfg.get("processing", default), f"{config}: processing")
     sites = tuple(
         Site(model=0 if one_model else s, hook=hooks[s], width=width, processing=processing, scale=scales[s])
         for s in range(n_sources)

@@ -1,10 +1,15 @@
-"""`python -m scripts.train_demo [--out DIR] [--work DIR]`: every demo asset from nothing, in stages that resume."""
+"""`python -m scripts.train_demo [--work DIR] [--install DIR]`: every demo asset from nothing, in stages that resume.
+
+All is made in the work folder, and copied from there when it is whole, so that a tokenizer never meets the models of
+another run.
+"""
 
 import argparse
 import copy
 import dataclasses
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,18 +83,23 @@ def train_dictionaries(out: Path, tokens: dict[str, np.ndarray], scale: float) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("crossvis_tl/demo/assets"))
     parser.add_argument("--work", type=Path, default=Path("build/train-demo"))
+    parser.add_argument("--install", type=Path, help="folder to copy the finished assets to")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the training tokens to use")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args.out.mkdir(parents=True, exist_ok=True)
-    args.work.mkdir(parents=True, exist_ok=True)
-    tokens = prepare(args.out, args.work)
-    losses = train_language_models(args.out, tokens, args.scale)
-    figures = train_dictionaries(args.out, tokens, args.scale)
-    np.save(args.out / "tokens.npy", report.sample(tokens, SEED))
-    report.write(args.out, losses, figures)
+    out = args.work / "assets"
+    out.mkdir(parents=True, exist_ok=True)
+    tokens = prepare(out, args.work)
+    losses = train_language_models(out, tokens, args.scale)
+    figures = train_dictionaries(out, tokens, args.scale)
+    np.save(out / "tokens.npy", report.sample(tokens, SEED))
+    report.write(out, losses, figures)
+    if args.install is not None:
+        shutil.copytree(out, args.install, dirs_exist_ok=True)
+        log.info(
+            "installed in %s; highlights.json there names features of the dictionary it was read from", args.install
+        )
 
 
 if __name__ == "__main__":
