@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from sae_vis.data_config_classes import SaeVisConfig
+from jaxtyping import Float, Int
+from sae_vis.data_config_classes import SaeVisConfig, SequencesConfig
 from sae_vis.data_storing_fns import FeatureData, FeatureTablesData, LogitsTableData
 from sae_vis.utils_fns import FeatureStatistics
 from torch import Tensor
@@ -51,6 +51,25 @@ class Writers:
         """The direct effect of one unit of a feature on the logits, before the final norm divides."""
         return self.unembeddings[model].project(self.directions[model][index])
 
+    def effects(
+        self,
+        model: int,
+        index: int,
+        resid: Float[Tensor, "p d_model"],
+        acts: Float[Tensor, " p"],
+        tokens: Int[Tensor, "rows positions"],
+        positions: Int[Tensor, " p"],
+        k: int,
+    ) -> Effects:
+        """Of a feature that fires with `acts` at flat `positions` of `tokens`, where the final residual is `resid`."""
+        direct = self.direct(model, index)
+        device = direct.device
+        following = following_tokens(tokens, positions).to(device)
+        return effects_of(
+            self.unembeddings[model], resid.to(device), acts.to(device), self.directions[model][index], direct,
+            following, positions, min(k, len(direct)),
+        )  # fmt: skip
+
 
 def writers(capture: Capture, features: Tensor) -> Writers:
     """Models whose residual stream the features do not write to are left out."""
@@ -73,9 +92,10 @@ def build(capture: Capture, acts: FeatureActs, cfg: SaeVisConfig, acts_B: Featur
     geometry = site_geometry(dictionary, acts.features, names)
     tables = feature_tables(capture, acts, cfg, acts_B)
     how = writers(capture, acts.features)
-    plan = [_plan(acts, i, cfg) for i in range(len(acts.features))]
-    resids = _Residuals(capture, acts, plan, how, cfg)
-    indices = tqdm(range(len(plan)), desc="Building dashboards", unit="feature", disable=not cfg.verbose)
+    seq_cfg = cfg.feature_centric_layout.seq_cfg
+    plan = [_plan(acts, i, seq_cfg, cfg.seed) for i in range(len(acts.features))] if seq_cfg else None
+    resids = _Residuals(capture, acts, plan or [], how, cfg)
+    indices = tqdm(range(len(acts.features)), desc="Building dashboards", unit="feature", disable=not cfg.verbose)
     for i in indices:
         feature = int(acts.features[i])
         data = FeatureData(feature_tables_data=tables[i])
@@ -83,9 +103,9 @@ def build(capture: Capture, acts: FeatureActs, cfg: SaeVisConfig, acts_B: Featur
         _fill_histogram(data, acts, i, cfg)
         direct = {m: how.direct(m, i) for m in how.directions}
         _fill_logits(data, panel, direct, cfg)
-        if cfg.feature_centric_layout.seq_cfg is not None:
+        if plan is not None:
             groups, shown = plan[i]
-            effects = {m: resids.effects(m, i, shown, direct[m]) for m in direct}
+            effects = {m: resids.effects(m, i, shown) for m in direct}
             data.sequence_data, panel.sequences = build_sequences(groups, shown, acts.tokens, effects, direct)
             panel.bounds = [_bounds(group) for group in groups]
         built.feature_data[feature] = data
@@ -99,30 +119,35 @@ def _bounds(group: Group) -> tuple[float, float, float] | None:
     return group.low, group.high, group.share
 
 
-def _plan(acts: FeatureActs, index: int, cfg: SaeVisConfig) -> tuple[list[Group], Windows]:
+def _plan(acts: FeatureActs, index: int, seq_cfg: SequencesConfig, seed: int | None) -> tuple[list[Group], Windows]:
     """Which examples of a feature are shown. A feature's sample depends on the seed and itself, not on its company."""
-    seq_cfg = cfg.feature_centric_layout.seq_cfg
     where, values = acts.of(index)
     generator = torch.Generator()
-    if cfg.seed is None:
+    if seed is None:
         generator.seed()
     else:
         # torch's generator reads 32 bits only, so seed and feature are mixed into that many
-        mixed = hashlib.blake2b(f"{cfg.seed}:{int(acts.features[index])}".encode(), digest_size=4).digest()
+        mixed = hashlib.blake2b(f"{seed}:{int(acts.features[index])}".encode(), digest_size=4).digest()
         generator.manual_seed(int.from_bytes(mixed, "little"))
-    groups = [] if seq_cfg is None else choose(where, values, acts.n_counted, seq_cfg, generator)
-    shown = windows(groups, where, values, acts.tokens.shape[1], seq_cfg) if seq_cfg else None
-    return groups, shown  # type: ignore[return-value]
+    groups = choose(where, values, acts.n_counted, seq_cfg, generator)
+    return groups, windows(groups, where, values, acts.tokens.shape[1], seq_cfg)
 
 
 class _Residuals:
     """Final residual streams at all positions whose effect is shown, and the effects computed from them."""
 
-    def __init__(self, capture: Capture, acts: FeatureActs, plan: list, how: Writers, cfg: SaeVisConfig):
+    def __init__(
+        self,
+        capture: Capture,
+        acts: FeatureActs,
+        plan: list[tuple[list[Group], Windows]],
+        how: Writers,
+        cfg: SaeVisConfig,
+    ):
         self.acts, self.how = acts, how
         seq_cfg = cfg.feature_centric_layout.seq_cfg
         self.k = seq_cfg.top_logits_hoverdata if seq_cfg else 0
-        wanted = [shown.sources for _, shown in plan if shown is not None] if how.directions else []
+        wanted = [shown.sources for _, shown in plan] if how.directions else []
         self.positions = torch.unique(torch.cat(wanted)) if wanted else torch.zeros(0, dtype=torch.long)
         if acts.final is not None:
             self.resids = [final[self.positions] for final in acts.final]
@@ -131,18 +156,13 @@ class _Residuals:
                 capture, acts.tokens, self.positions, rows_per_batch=rows_per_batch(cfg), progress=cfg.verbose
             )
 
-    def effects(self, model: int, index: int, shown: Windows, direct: Tensor) -> Effects:
+    def effects(self, model: int, index: int, shown: Windows) -> Effects:
         positions = shown.sources
         where, values = self.acts.of(index)
-        device = direct.device
-        at = torch.searchsorted(self.positions, positions)
-        resid = self.resids[model][at.to(self.resids[model].device)].to(device)
-        strength = values[torch.searchsorted(where, positions)].to(device)
-        following = following_tokens(self.acts.tokens, positions).to(device)
-        return effects_of(
-            self.how.unembeddings[model], resid, strength, self.how.directions[model][index], direct,
-            following, positions, min(self.k, direct.shape[0]),
-        )  # fmt: skip
+        resids = self.resids[model]
+        resid = resids[torch.searchsorted(self.positions, positions).to(resids.device)]
+        strength = values[torch.searchsorted(where, positions)]
+        return self.how.effects(model, index, resid, strength, self.acts.tokens, positions, self.k)
 
 
 def rows_per_batch(cfg: SaeVisConfig) -> int:

@@ -12,7 +12,6 @@ from crossvis_tl.build import writers
 from crossvis_tl.capture import Capture
 from crossvis_tl.errors import near_misses
 from crossvis_tl.examples import Group
-from crossvis_tl.logit_effects import effects_of, following_tokens
 from crossvis_tl.panels import ShownSequence
 from crossvis_tl.sequences import build_sequences, windows
 from crossvis_tl.tokens import check_tokens, token_mask
@@ -96,13 +95,8 @@ def _fill(
         where = acts[:, i].nonzero().squeeze(-1)
         shown = windows([group], where, acts[where, i], n, whole)
         direct = {m: how.direct(m, i) for m in how.directions}
-        effects = {}
-        for m, vector in direct.items():
-            at, device = shown.sources, vector.device
-            effects[m] = effects_of(
-                how.unembeddings[m], finals[m][at.to(device)], acts[at, i].to(device), how.directions[m][i], vector,
-                following_tokens(tokens, at).to(device), at, min(5, len(vector)),
-            )  # fmt: skip
+        at = shown.sources
+        effects = {m: how.effects(m, i, finals[m][at.to(finals[m].device)], acts[at, i], tokens, at, 5) for m in direct}
         sequences, records = build_sequences([group], shown, tokens, effects, direct)
         data.feature_data_dict[feature].prompt_data = sequences.seq_group_data[0].seq_data[0]
         record: ShownSequence = records[0][0]

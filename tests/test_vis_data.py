@@ -5,6 +5,7 @@ import json
 import pytest
 import sae_vis
 import torch
+from sae_vis.data_config_classes import Column, LogitsTableConfig
 from sae_vis.model_fns import AutoEncoder, AutoEncoderConfig
 
 from crossvis_tl import CrossvisWarning, SaeVisData, load_dictionary
@@ -410,3 +411,12 @@ def test_tokens_of_any_integer_type_will_do(crosscoder_dir, tl_models, tokens):
     want = SaeVisData.create(dictionary, tl_models, tokens, cfg)
     for dtype in (torch.uint16, torch.int32):
         assert SaeVisData.create(dictionary, tl_models, tokens.to(dtype), cfg).panels == want.panels
+
+
+def test_a_layout_may_leave_components_out(crosscoder_dir, tl_models, tokens, tmp_path):
+    layout = sae_vis.SaeVisLayoutConfig([Column(LogitsTableConfig(n_rows=3))], height=400)
+    cfg = sae_vis.SaeVisConfig(features=[5], feature_centric_layout=layout)
+    data = SaeVisData.create(load_dictionary(crosscoder_dir), tl_models, tokens, cfg)
+    assert len(data.panels[5].logits[1].table.top_logits) == 3
+    assert data.panels[5].sequences == []
+    data.save_feature_centric_vis(tmp_path / "p.html")
