@@ -1,7 +1,7 @@
 """Runs the models and hands out the activations a dictionary reads and writes, as it was trained on them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -114,12 +114,15 @@ class Capture:
             wanted.add(last_hook(model))
         kept: dict[str, Tensor] = {}
 
-        def keep(activation: Tensor, hook) -> None:
-            kept[hook.name] = activation
+        def keeper(name: str) -> Callable:
+            def keep(activation: Tensor, hook: object) -> None:
+                kept[name] = activation  # by the name asked for: a bridge's hooks answer to several
+
+            return keep
 
         stop = None if final else self._last_layer(index) + 1
         model.run_with_hooks(
-            tokens.to(model.cfg.device), fwd_hooks=[(name, keep) for name in sorted(wanted)],
+            tokens.to(model.cfg.device), fwd_hooks=[(name, keeper(name)) for name in sorted(wanted)],
             stop_at_layer=stop, return_type=None,
         )  # fmt: skip
         silent = wanted - set(kept)

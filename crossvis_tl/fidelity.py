@@ -53,7 +53,7 @@ class Fidelity:
     def lines(self) -> list[str]:
         """The verdict in words: headline, each site, each group, each warning."""
         sites = [f"  FVU {site.fvu:.3f}  {site.label}" for site in self.sites]
-        groups = [f"  L0 {group.l0:.1f}, {group.dead:.1%} dead  {group.label}" for group in self.groups]
+        groups = [f"  L0  {group.l0:<6.1f}{group.label}, {group.dead:.1%} dead" for group in self.groups]
         warnings = [f"  warning: {text}" for text in self.warnings]
         return [f"fidelity {self.verdict}: {self.headline}", *sites, *groups, *warnings]
 
@@ -95,7 +95,7 @@ class FidelitySums:
         sites = [SiteFidelity(label, fvu) for label, fvu in zip(labels, self.fvu(), strict=True)]
         offsets = dictionary.offsets
         groups = [
-            self._group(group.name, self.active[offsets[g] : offsets[g + 1]])
+            self._group(group.name.replace("L", "layer "), self.active[offsets[g] : offsets[g + 1]])
             for g, group in enumerate(dictionary.groups)
         ]
         whole = self._group("", self.active)

@@ -1,34 +1,26 @@
 """HuggingFace checkpoints as HookedTransformers whose activations are HuggingFace's own.
 
 No weights are folded or centred: a dictionary trained on HuggingFace activations must meet the same numbers here.
-TransformerLens has no public route for local, fine-tuned or odd-sized checkpoints, so the config goes through its
-loader by way of a neutral folder (the loader reads architecture names out of paths), and the result is held against
-HuggingFace's logits before anyone sees it.
 """
 
-import json
 import logging
-import tempfile
-import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
+from crossvis_tl.conversion import convert, quiet_deprecation
 from crossvis_tl.devices import check_device
-from crossvis_tl.errors import ModelMismatchError, first_line, near_misses
+from crossvis_tl.errors import first_line, near_misses
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens import HookedTransformer
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
-# Largest difference to HuggingFace's logits that rounding explains, as a share of the logits' own size.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 TL_ONLY = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 LN_TYPES = ("LN", "LNPre")
 
@@ -61,7 +53,8 @@ def load_model(
         return in_hand if dtype is None else in_hand.to(dtype)
     dtype = dtype or torch.float32
     if isinstance(model, PreTrainedModel):
-        return _convert(model, tokenizer or _own_tokenizer(model), _name_of(model), device or model.device, dtype)
+        own = tokenizer or _own_tokenizer(model)
+        return convert(model, own, _name_of(model), device or model.device, dtype, in_hand=True)
     if not isinstance(model, str | Path):
         raise TypeError(
             f"load_model takes a folder, a HuggingFace id, a HuggingFace model or a HookedTransformer; got "
@@ -69,10 +62,10 @@ def load_model(
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if _is_tl_only(model):
-        with _quiet_deprecation():
+        with quiet_deprecation():
             return HookedTransformer.from_pretrained_no_processing(str(model), device=str(device), dtype=dtype)
     hf_model, found_tokenizer = _load_huggingface(model, dtype)
-    return _convert(hf_model, tokenizer or found_tokenizer, Path(str(model)).name, device, dtype)
+    return convert(hf_model, tokenizer or found_tokenizer, Path(str(model)).name, device, dtype)
 
 
 def load_models(
@@ -178,82 +171,3 @@ def _own_tokenizer(hf_model: "PreTrainedModel") -> Any:
 
 def _name_of(hf_model: "PreTrainedModel") -> str:
     return Path(hf_model.name_or_path or "").name or type(hf_model).__name__
-
-
-def _quiet_deprecation() -> warnings.catch_warnings:
-    """TransformerLens announces the end of HookedTransformer at every construction; we pin the last series with it."""
-    return warnings.catch_warnings(action="ignore", category=DeprecationWarning)
-
-
-def _convert(
-    hf_model: "PreTrainedModel", tokenizer: Any, name: str, device: str | torch.device, dtype: torch.dtype
-) -> "HookedTransformer":
-    from transformer_lens import HookedTransformer, loading_from_pretrained
-
-    try:
-        with tempfile.TemporaryDirectory() as folder, _quiet_deprecation():
-            config = _transformer_lens_config(hf_model, Path(folder), device, dtype)
-            config.tokenizer_name = None  # ours is handed over; the loader would look for one in the neutral folder
-            state = loading_from_pretrained.get_pretrained_state_dict(folder, config, hf_model, dtype=dtype)
-            model = HookedTransformer(config, _named(tokenizer, Path(folder)))
-            model.load_and_process_state_dict(
-                state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-            )
-    except (NotImplementedError, KeyError, AttributeError, RuntimeError, ValueError) as error:
-        architecture = (hf_model.config.architectures or [type(hf_model).__name__])[0]
-        raise ModelMismatchError(
-            f"{name} ({architecture}) cannot be made a HookedTransformer: {type(error).__name__}: {first_line(error)}"
-        ) from error
-    model.cfg.model_name = name
-    model.crossvis_name = name  # type: ignore[assignment]
-    model.eval().requires_grad_(False)
-    check_logits(model, hf_model, name)
-    return model
-
-
-def _named(tokenizer: Any, folder: Path) -> Any:
-    """TransformerLens loads a tokenizer again by its name; one made in memory gets a folder to be found in."""
-    if tokenizer is None or "name_or_path" in tokenizer.init_kwargs:
-        return tokenizer
-    from transformers import AutoTokenizer
-
-    tokenizer.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def _transformer_lens_config(
-    hf_model: "PreTrainedModel", folder: Path, device: str | torch.device, dtype: torch.dtype
-) -> "HookedTransformerConfig":
-    from transformer_lens import loading_from_pretrained
-
-    config = hf_model.config.to_dict()
-    # transformers 5 no longer knows GPT-2's second name for its context length, which TransformerLens still reads.
-    if config.get("model_type") == "gpt2":
-        config.setdefault("n_ctx", config["n_positions"])
-    config["architectures"] = config.get("architectures") or [type(hf_model).__name__]
-    (folder / "config.json").write_text(json.dumps(config, default=str))
-    return loading_from_pretrained.get_pretrained_model_config(str(folder), hf_cfg=config, device=device, dtype=dtype)
-
-
-def check_logits(model: "HookedTransformer", hf_model: "PreTrainedModel", name: str) -> float:
-    """Holds a converted model's logits against HuggingFace's on a few seeded random tokens.
-
-    -> largest difference as a share of the largest logit. `ModelMismatchError` above what rounding explains.
-    """
-    generator = torch.Generator().manual_seed(0)
-    length = min(16, int(model.cfg.n_ctx))
-    tokens = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
-    with torch.inference_mode():
-        expected: Tensor = hf_model(tokens.to(hf_model.device)).logits.float().cpu()
-        got: Tensor = model(tokens.to(model.W_E.device)).float().cpu()
-    if got.shape != expected.shape:
-        raise ModelMismatchError(
-            f"{name}: TransformerLens gives logits {tuple(got.shape)}, not {tuple(expected.shape)}"
-        )
-    error = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()
-    if not error <= max(TOLERANCE.get(dtype, 1e-3) for dtype in (model.cfg.dtype, hf_model.dtype)):
-        raise ModelMismatchError(
-            f"{name}: TransformerLens' version of this model gives other logits than HuggingFace's (off by {error:.1%} "
-            "of the largest); its activations could not be trusted, so it is refused. Please report the architecture"
-        )
-    return error

@@ -164,5 +164,5 @@ def test_a_wrong_input_of_a_clt_is_named(models, tokens):
 
 def test_a_clts_layers_have_their_own_figures(models, tokens):
     fidelity = verdict_of(models[1:], load_dictionary(demo.CLT), tokens)
-    assert [group.label for group in fidelity.groups] == ["L0", "L1", "L2", "L3"]
+    assert [group.label for group in fidelity.groups] == ["layer 0", "layer 1", "layer 2", "layer 3"]
     assert sum(group.l0 for group in fidelity.groups) == pytest.approx(fidelity.l0)

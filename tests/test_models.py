@@ -1,14 +1,32 @@
 """Models are HuggingFace's own, activation by activation."""
 
 import pytest
+import sae_vis
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformer_lens import HookedTransformer
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-import crossvis_tl.models as models_module
-from crossvis_tl import ModelMismatchError, load_model
+from crossvis_tl import CrossvisWarning, ModelMismatchError, SaeVisData, attach, load_dictionary, load_model
+from crossvis_tl.bridge import BridgedTransformer
+from crossvis_tl.conversion import TOLERANCE
 from crossvis_tl.models import is_processed, name_of
 from crossvis_tl.unembed import unembedding
-from tests.conftest import N_LAYERS, tiny_hf
+from tests.conftest import N_LAYERS, tiny_hf, write_crosscoder
 
 
 def hf_tensors(model, tokens):
@@ -94,7 +112,7 @@ def test_an_rms_model_loads_too(tmp_path, tokens):
     torch.testing.assert_close(model(tokens), hf(tokens).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_whose_logits_differ_is_refused(monkeypatch):
+def break_weights(monkeypatch) -> None:
     from transformer_lens import loading_from_pretrained
 
     real = loading_from_pretrained.get_pretrained_state_dict
@@ -105,8 +123,88 @@ def test_a_model_whose_logits_differ_is_refused(monkeypatch):
         return state
 
     monkeypatch.setattr(loading_from_pretrained, "get_pretrained_state_dict", broken)
-    with pytest.raises(ModelMismatchError, match=r"gives other logits than HuggingFace's \(off by .*%.*refused"):
+
+
+def test_a_model_that_comes_out_otherwise_is_bridged(monkeypatch, tokens):
+    break_weights(monkeypatch)
+    hf = tiny_hf(1)
+    model = load_model(hf)
+    assert isinstance(model, BridgedTransformer)
+    torch.testing.assert_close(model(tokens), hf(tokens).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_whose_logits_differ_is_refused(monkeypatch):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no such bridge")
+
+    break_weights(monkeypatch)
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", broken)
+    with pytest.raises(
+        ModelMismatchError,
+        match=r"is refused.*as HookedTransformer it gives other logits than HuggingFace's \(off by .*%.*"
+        r"as TransformerBridge: RuntimeError: no such bridge",
+    ):
         load_model(tiny_hf(1))
+
+
+KW = {
+    "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+GEMMA = {"num_key_value_heads": 1, "head_dim": 8}
+SLIDING = {"sliding_window": 16, "query_pre_attn_scalar": 8}
+ARCHITECTURES = {
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**KW, **GEMMA)),
+    "gemma 2": lambda: Gemma2ForCausalLM(Gemma2Config(**KW, **GEMMA, **SLIDING)),
+    "gemma 3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**KW, **GEMMA, **SLIDING)),
+    "phi": lambda: PhiForCausalLM(PhiConfig(**KW)),
+    "llama with biases": lambda: LlamaForCausalLM(LlamaConfig(**KW, attention_bias=True, mlp_bias=True)),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**KW)),
+    "qwen 2": lambda: Qwen2ForCausalLM(Qwen2Config(**KW, num_key_value_heads=1)),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures(name, tokens, tmp_path):
+    """Logits, the final norm and unembedding, and what a user does with a model, for in-hand and stored models."""
+    torch.manual_seed(0)
+    hf = ARCHITECTURES[name]().eval()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    expected = hf(tokens).logits
+    hf.save_pretrained(tmp_path / "m")
+    for model in (load_model(hf), load_model(tmp_path / "m")):
+        logits, cache = model.run_with_cache(tokens)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        final = cache["blocks.1.hook_resid_post"]
+        torch.testing.assert_close(unembedding(model).logits(final), expected, atol=1e-4, rtol=1e-4)
+        assert not is_processed(model)
+        assert isinstance(model, HookedTransformer)
+        assert model.W_E.shape == (60, 16)
+        assert sum(1 for _ in model.parameters()) > 5
+        with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda x, hook: torch.zeros_like(x))]):
+            changed = model(tokens)
+        assert not torch.allclose(changed, expected)
+    assert torch.equal(hf(tokens).logits, expected)
+
+
+def test_a_bridged_model_has_dashboards_and_serves_stock_sae_vis(tmp_path, tokens):
+    torch.manual_seed(0)
+    model = load_model(ARCHITECTURES["gemma 2"]().eval())
+    assert isinstance(model, BridgedTransformer)
+    dictionary = load_dictionary(write_crosscoder(tmp_path / "cc", n_sources=1))
+    with pytest.warns(CrossvisWarning):
+        data = SaeVisData.create(dictionary, model, tokens, sae_vis.SaeVisConfig(features=[0, 3, 5]))
+    encoder, prepared = attach(dictionary, model, [0, 3, 5])
+    stock = sae_vis.SaeVisData.create(encoder=encoder, model=prepared, tokens=tokens, cfg=encoder.config())
+    x = model.run_with_cache(tokens)[1]["blocks.1.hook_resid_post"]
+    acts = dictionary.encode([x])
+    for i, feature in enumerate((0, 3, 5)):
+        assert data.panels[feature].maximum == pytest.approx(acts[..., feature].max().item(), abs=1e-5)
+        assert stock.feature_stats.max[i] == pytest.approx(acts[..., feature].max().item(), abs=1e-5)
 
 
 def test_a_transformer_lens_model_without_a_huggingface_twin(monkeypatch, tl_models):
@@ -164,4 +262,13 @@ def test_a_final_norm_of_another_kind_is_refused(tl_models, monkeypatch):
 
 
 def test_tolerances_cover_every_dtype_offered():
-    assert set(models_module.TOLERANCE) >= {torch.float32, torch.bfloat16, torch.float16}
+    assert set(TOLERANCE) >= {torch.float32, torch.bfloat16, torch.float16}
+
+
+def test_a_half_precision_model_in_hand_loads(hf_models, tokens):
+    import copy
+
+    hf = copy.deepcopy(hf_models[0]).bfloat16()
+    model = load_model(hf)
+    assert model.W_E.dtype == torch.float32
+    torch.testing.assert_close(model(tokens), hf_models[0](tokens).logits, atol=0.1, rtol=0.1)
