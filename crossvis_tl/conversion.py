@@ -100,6 +100,9 @@ def _bridged(
     )
     if tokenizer is None:
         bridge.tokenizer = None
+    else:  # a tokenizer handed over is not asked whether it puts BOS first; to_tokens would put it there again
+        ids = bridge.tokenizer("a")["input_ids"]
+        bridge.cfg.tokenizer_prepends_bos = bool(ids) and ids[0] == bridge.tokenizer.bos_token_id
     return BridgedTransformer(bridge)
 
 

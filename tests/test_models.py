@@ -26,7 +26,7 @@ from crossvis_tl.bridge import BridgedTransformer
 from crossvis_tl.conversion import TOLERANCE
 from crossvis_tl.models import is_processed, name_of
 from crossvis_tl.unembed import unembedding
-from tests.conftest import N_LAYERS, tiny_hf, write_crosscoder
+from tests.conftest import N_LAYERS, tiny_hf, tiny_tokenizer, write_crosscoder
 
 
 def hf_tensors(model, tokens):
@@ -189,6 +189,24 @@ def test_other_architectures(name, tokens, tmp_path):
             changed = model(tokens)
         assert not torch.allclose(changed, expected)
     assert torch.equal(hf(tokens).logits, expected)
+
+
+def test_a_bridged_model_does_what_users_do_with_one(tokens):
+    torch.manual_seed(0)
+    model = load_model(ARCHITECTURES["gemma 2"]().eval(), tokenizer=tiny_tokenizer())
+    assert isinstance(model, BridgedTransformer)
+    assert model.to_tokens("!!")[0].tolist() == [0, 1, 1]
+    assert model.generate(tokens[:1, :4], max_new_tokens=3, do_sample=False, verbose=False).shape == (1, 7)
+    assert (model.W_in.shape, model.W_out.shape) == ((2, 16, 24), (2, 24, 16))
+    assert (model.W_O.shape, model.W_U.shape, len(model.blocks)) == ((2, 2, 8, 16), (16, 60), 2)
+    fired = []
+    model.add_hook("blocks.0.hook_resid_post", lambda x, hook: fired.append(1))
+    model(tokens[:1])
+    model.reset_hooks()
+    model(tokens[:1])
+    assert fired == [1]
+    assert model.to(torch.bfloat16) is model
+    assert model.W_E.dtype == torch.bfloat16
 
 
 def test_a_bridged_model_has_dashboards_and_serves_stock_sae_vis(tmp_path, tokens):
