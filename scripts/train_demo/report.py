@@ -1,6 +1,7 @@
 """What ships beside the weights: a sample of held-out tokens, measured figures and the texts' sources."""
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ SOURCES = """\
 | --- | --- | --- |
 | *prose* texts | King James Bible, Debian package `bible-kjv` | public domain |
 | *docs* texts | Python documentation, Debian package `python3.11-doc` | PSF licence |
-| *code* texts | Python standard library source, from the interpreter that ran the training | PSF licence |
+| *code* texts | Python standard library source, CPython VERSION, from the interpreter that ran the training | PSF licence |
 | `base/`, `tuned/` (models, tokenizer) | `scripts/train_demo`, trained on those texts | MIT |
 | `crosscoder/`, `clt/` (dictionaries) | `scripts/train_demo`, trained on those models' activations | MIT |
 | `tokens.npy` | a sample of the held-out texts, tokenized | as the texts |
@@ -48,4 +49,4 @@ def rounded(value: Any) -> Any:
 def write(out: Path, losses: dict, figures: dict) -> None:
     content = {"measured_on": MEASURED_ON, "nats_per_token": losses, **figures}
     (out / "report.json").write_text(json.dumps(rounded(content), indent=2) + "\n", encoding="utf-8")
-    (out / "SOURCES.md").write_text(SOURCES, encoding="utf-8")
+    (out / "SOURCES.md").write_text(SOURCES.replace("VERSION", platform.python_version()), encoding="utf-8")
