@@ -18,7 +18,7 @@ SOURCES = """\
 | --- | --- | --- |
 | *prose* texts | King James Bible, Debian package `bible-kjv` | public domain |
 | *docs* texts | Python documentation, Debian package `python3.11-doc` | PSF licence |
-| *code* texts | Python standard library source, CPython VERSION, from the interpreter that ran the training | PSF licence |
+| *code* texts | standard library source of CPython VERSION, which ran the training | PSF licence |
 | `base/`, `tuned/` (models, tokenizer) | `scripts/train_demo`, trained on those texts | MIT |
 | `crosscoder/`, `clt/` (dictionaries) | `scripts/train_demo`, trained on those models' activations | MIT |
 | `tokens.npy` | a sample of the held-out texts, tokenized | as the texts |
