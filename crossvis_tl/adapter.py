@@ -6,7 +6,6 @@ and the ReLU of a non-negative number is that number. The hook is called `...hoo
 `W_out` holds the real decoder, which makes stock's logit effects right too. The user's models are only read.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -154,7 +153,7 @@ class PreparedModel(HookedTransformer):
     def __init__(self, capture: Capture, features: Tensor, direction: Float[Tensor, "n d_model"], logits_of: int):
         nn.Module.__init__(self)
         base = capture.models[logits_of]
-        layer = _layer(capture.dictionary)
+        layer = capture.dictionary.sources[-1].layer or 0  # stock parses a layer out of the hook's name
         self.hook_point = f"blocks.{layer}.crossvis_features.hook_post"
         point = HookPoint()
         point.name = self.hook_point
@@ -209,9 +208,3 @@ class PreparedModel(HookedTransformer):
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> "tuple[Any, ActivationCache]":  # type: ignore[override]
         return self._base.run_with_cache(*args, **kwargs)
-
-
-def _layer(dictionary: Dictionary) -> int:
-    """The layer in the hook's name, which stock parses: that of the last source, 0 where a source has none."""
-    match = re.match(r"blocks\.(\d+)\.", str(dictionary.sources[-1].hook))
-    return int(match[1]) if match else 0

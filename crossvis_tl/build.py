@@ -59,10 +59,11 @@ class Writers:
         acts: Float[Tensor, " p"],
         tokens: Int[Tensor, "rows positions"],
         positions: Int[Tensor, " p"],
+        direct: Float[Tensor, " d_vocab"],
         k: int,
     ) -> Effects:
-        """Of a feature that fires with `acts` at flat `positions` of `tokens`, where the final residual is `resid`."""
-        direct = self.direct(model, index)
+        """Of a feature that fires with `acts` at flat `positions` of `tokens`, where the final residual is `resid`.
+        `direct`: what `direct(model, index)` gave."""
         device = direct.device
         following = following_tokens(tokens, positions).to(device)
         return effects_of(
@@ -105,7 +106,7 @@ def build(capture: Capture, acts: FeatureActs, cfg: SaeVisConfig, acts_B: Featur
         _fill_logits(data, panel, direct, cfg)
         if plan is not None:
             groups, shown = plan[i]
-            effects = {m: resids.effects(m, i, shown) for m in direct}
+            effects = {m: resids.effects(m, i, shown, vector) for m, vector in direct.items()}
             data.sequence_data, panel.sequences = build_sequences(groups, shown, acts.tokens, effects, direct)
             panel.bounds = [_bounds(group) for group in groups]
         built.feature_data[feature] = data
@@ -156,13 +157,13 @@ class _Residuals:
                 capture, acts.tokens, self.positions, rows_per_batch=rows_per_batch(cfg), progress=cfg.verbose
             )
 
-    def effects(self, model: int, index: int, shown: Windows) -> Effects:
+    def effects(self, model: int, index: int, shown: Windows, direct: Tensor) -> Effects:
         positions = shown.sources
         where, values = self.acts.of(index)
         resids = self.resids[model]
         resid = resids[torch.searchsorted(self.positions, positions).to(resids.device)]
         strength = values[torch.searchsorted(where, positions)]
-        return self.how.effects(model, index, resid, strength, self.acts.tokens, positions, self.k)
+        return self.how.effects(model, index, resid, strength, self.acts.tokens, positions, direct, self.k)
 
 
 def rows_per_batch(cfg: SaeVisConfig) -> int:
@@ -225,5 +226,5 @@ def feature_tables(
     for name, found in correlated.items():
         for i, column in enumerate(columns):
             keys = (f"{name}_indices", f"{name}_pearson", f"{name}_cossim")
-            column.update(zip(keys, statistics.table_rows(found, i), strict=True))
+            column.update(zip(keys, (found.indices[i], found.pearson[i], found.cosine[i]), strict=True))
     return [FeatureTablesData(**column) for column in columns]

@@ -93,8 +93,7 @@ class Capture:
         last = 0
         for site in (*self.dictionary.sources, *self.dictionary.targets):
             if site.model == model:
-                match = re.match(r"blocks\.(\d+)\.", site.hook or "")
-                last = max(last, int(match[1]) if match else self.models[model].cfg.n_layers - 1)
+                last = max(last, self.models[model].cfg.n_layers - 1 if site.layer is None else site.layer)
         return last
 
     @torch.inference_mode()

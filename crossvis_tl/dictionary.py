@@ -39,6 +39,12 @@ class Site:
     processing: Processing | None = None
     scale: float = 1.0
 
+    @property
+    def layer(self) -> int | None:
+        """The layer in the hook's name, None where it names none."""
+        match = re.match(r"blocks\.(\d+)\.", self.hook or "")
+        return int(match[1]) if match else None
+
 
 @dataclass(frozen=True)
 class Group:

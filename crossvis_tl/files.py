@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
+from crossvis_tl.errors import near_misses
+
 
 def check_output(path: Path, suffix: str | None = None) -> None:
     """Before long work: OSError naming what is wrong when `path` cannot be written, ValueError for another suffix."""
@@ -20,6 +22,11 @@ def check_output(path: Path, suffix: str | None = None) -> None:
         raise FileNotFoundError(f"the folder {folder} does not exist; make it first, or write {path.name} elsewhere")
     if not os.access(folder, os.W_OK) or (exists and not os.access(path, os.W_OK)):
         raise PermissionError(f"{path} cannot be written: no permission")
+
+
+def near_siblings(path: Path) -> str:
+    """`near_misses` of a name that is not there among those that lie beside it."""
+    return near_misses(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
 
 
 def write_whole(path: Path, chunks: Iterable[str]) -> int:

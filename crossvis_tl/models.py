@@ -142,9 +142,10 @@ def _check_folder(path: Path, given: str) -> None:
         return
     siblings = [p.name for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
     # A slip in a local folder's name must not go looking on the hub for it.
-    slip = not _known_on_hub(given) and get_close_matches(path.name, siblings, n=1, cutoff=0.75)
-    inside_a_folder = not _known_on_hub(given) and str(path.parent) != "." and path.parent.is_dir()
-    if given.startswith((".", "/", "~")) or given.count("/") > 1 or slip or inside_a_folder:
+    slip = get_close_matches(path.name, siblings, n=1, cutoff=0.75)
+    inside_a_folder = str(path.parent) != "." and path.parent.is_dir()
+    looks_local = given.startswith((".", "/", "~")) or given.count("/") > 1
+    if looks_local or ((slip or inside_a_folder) and not _known_on_hub(given)):
         raise FileNotFoundError(f"the model folder {given} does not exist.{near_misses(path.name, siblings)}")
 
 

@@ -96,7 +96,10 @@ def _fill(
         shown = windows([group], where, acts[where, i], n, whole)
         direct = {m: how.direct(m, i) for m in how.directions}
         at = shown.sources
-        effects = {m: how.effects(m, i, finals[m][at.to(finals[m].device)], acts[at, i], tokens, at, 5) for m in direct}
+        effects = {
+            m: how.effects(m, i, finals[m][at.to(finals[m].device)], acts[at, i], tokens, at, vector, 5)
+            for m, vector in direct.items()
+        }
         sequences, records = build_sequences([group], shown, tokens, effects, direct)
         data.feature_data_dict[feature].prompt_data = sequences.seq_group_data[0].seq_data[0]
         record: ShownSequence = records[0][0]

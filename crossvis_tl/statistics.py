@@ -1,6 +1,5 @@
 """Histograms, quantiles and correlations from sparse feature activations, in sae_vis' own data classes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,7 +156,3 @@ def _best(pearson: Tensor, cosine: Tensor, k: int, names: Int[Tensor, " y"]) -> 
         pearson=top.values.tolist(),
         cosine=cosine.gather(-1, top.indices).tolist(),
     )
-
-
-def table_rows(found: Correlated, row: int) -> tuple[Sequence[int], Sequence[float], Sequence[float]]:
-    return found.indices[row], found.pearson[row], found.cosine[row]

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_vis.data_storing_fns import FeatureData, SequenceData, _SaeVisData
+from sae_vis.data_storing_fns import FeatureData, _SaeVisData
 from sae_vis.utils_fns import FeatureStatistics
 
 from crossvis_tl.errors import first_line
@@ -71,7 +71,7 @@ def shown_ids(data: "SaeVisData") -> set[int]:
     for feature in data.feature_data_dict.values():
         for group in feature.sequence_data.seq_group_data:
             for sequence in group.seq_data:
-                ids.update(_sequence_ids(sequence))
+                ids.update(sequence.token_ids)
     for panel in data.panels.values():
         for logits in panel.logits.values():
             ids.update(logits.table.top_token_ids, logits.table.bottom_token_ids)
@@ -79,10 +79,6 @@ def shown_ids(data: "SaeVisData") -> set[int]:
             for effects in shown.effects.values():
                 ids.update(effect_ids(effects))
     return ids
-
-
-def _sequence_ids(sequence: SequenceData) -> set[int]:
-    return set(sequence.token_ids)
 
 
 def effect_ids(effects: TokenEffects) -> set[int]:

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crossvis_tl.errors import near_misses, short_list
+from crossvis_tl.errors import short_list
+from crossvis_tl.files import near_siblings
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -47,8 +48,7 @@ def check_token_file(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the file with the token ids or the text")
     if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = near_misses(path.name, siblings)
+        hint = near_siblings(path)
         raise FileNotFoundError(f"the token file {path} does not exist; give an array of ids or a text file.{hint}")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from crossvis_tl.devices import check_device
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.errors import near_misses, short_list
+from crossvis_tl.files import near_siblings
 from crossvis_tl.formats import circuit_tracer, flat_crosscoder
 from crossvis_tl.formats.files import check_processing
 
@@ -33,8 +34,7 @@ def load_dictionary(path: str | Path, *, device: str = "cpu", **facts: Any) -> D
     _check_facts(facts)
     check_device(device)
     if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"{path} does not exist.{near_misses(path.name, siblings)}")
+        raise FileNotFoundError(f"{path} does not exist.{near_siblings(path)}")
     if circuit_tracer.find(path):
         _check_use(facts, circuit_tracer.FACTS, "a circuit-tracer CLT")
         return replace(circuit_tracer.load(path, facts), name=path.name).to(device)

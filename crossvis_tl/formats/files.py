@@ -16,11 +16,18 @@ from crossvis_tl.errors import first_line, near_misses, short_list
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.pt` / `.safetensors` file, a `model_state_dict` or `state_dict` wrapper taken off.
+    """Tensors of a `.pt` / `.safetensors` file; see `read_wrapped`."""
+    return read_wrapped(path)[0]
+
+
+def read_wrapped(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """-> tensors of a `.pt` / `.safetensors` file, a `model_state_dict` or `state_dict` wrapper taken off, and whether
+    they stood in a `model_state_dict`.
 
     ValueError when the file is no weight file, holds more than tensors can be, or holds no tensor.
     """
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    wrapped = isinstance(content.get("model_state_dict"), Mapping)
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -32,12 +39,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: tensor {name!r} is empty, {tuple(tensor.shape)}; there are no features in it")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name!r} holds NaN or infinite values; the file is damaged")
-    return tensors
-
-
-def is_wrapped(path: Path) -> bool:
-    """Whether the tensors stand in a `model_state_dict`."""
-    return path.suffix != ".safetensors" and isinstance(_read_pickle(path).get("model_state_dict"), Mapping)
+    return tensors, wrapped
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:

@@ -20,9 +20,8 @@ from crossvis_tl.formats.files import (
     check_floating,
     check_hook,
     check_processing,
-    is_wrapped,
     read_config,
-    read_state_dict,
+    read_wrapped,
 )
 
 KEYS = {"W_enc", "W_dec", "b_enc", "b_dec"}
@@ -53,7 +52,7 @@ def find(path: Path) -> tuple[Path, Path | None] | None:
 
 def load(weights: Path, config: Path | None, facts: dict[str, Any]) -> Dictionary:
     """ValueError when tensors are missing, do not fit each other, or a fact that encoding needs was not given."""
-    state = read_state_dict(weights)
+    state, wrapped = read_wrapped(weights)
     cfg = read_config(config) if config else {}
     _check_shapes(weights, state)
     n_sources, width, _ = state["W_enc"].shape
@@ -66,7 +65,7 @@ def load(weights: Path, config: Path | None, facts: dict[str, Any]) -> Dictionar
     hooks = _hooks(cfg, facts, n_sources)
     one_model = len(set(hooks)) > 1
     # F1b's producers ran HuggingFace models, F1's TransformerLens' with its default processing.
-    default = "none" if is_wrapped(weights) else "tl_default"
+    default = "none" if wrapped else "tl_default"
     processing = facts.get("processing") or check_processing(cfg.get("processing", default), f"{config}: processing")
     sites = tuple(
         Site(model=0 if one_model else s, hook=hooks[s], width=width, processing=processing, scale=scales[s])
