@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from crossvis_tl.dictionary import Dictionary
     from crossvis_tl.errors import CrossvisWarning, ModelMismatchError
     from crossvis_tl.formats import load_dictionary
+    from crossvis_tl.hooks import Hook, discover_hook_point_for_layer, find_hook, hook_table
     from crossvis_tl.models import load_model
     from crossvis_tl.tokens import load_tokens
     from crossvis_tl.vis_data import SaeVisData
@@ -19,9 +20,13 @@ __version__ = "0.1.0"
 __all__ = [
     "CrossvisWarning",
     "Dictionary",
+    "Hook",
     "ModelMismatchError",
     "SaeVisData",
     "attach",
+    "discover_hook_point_for_layer",
+    "find_hook",
+    "hook_table",
     "load_dictionary",
     "load_model",
     "load_tokens",
@@ -30,9 +35,13 @@ __all__ = [
 _HOMES = {
     "CrossvisWarning": "errors",
     "Dictionary": "dictionary",
+    "Hook": "hooks",
     "ModelMismatchError": "errors",
     "SaeVisData": "vis_data",
     "attach": "adapter",
+    "discover_hook_point_for_layer": "hooks",
+    "find_hook": "hooks",
+    "hook_table": "hooks",
     "load_dictionary": "formats",
     "load_model": "models",
     "load_tokens": "tokens",

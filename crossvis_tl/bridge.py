@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 # What makes this object a module of its own; everything else is the bridge's.
-OWN = {"bridge", "training", "forward", "eval", "train", "requires_grad_", "crossvis_name"}
+OWN = {"bridge", "training", "forward", "eval", "train", "requires_grad_", "crossvis_name", "crossvis_config"}
 OWN |= {name for name in vars(nn.Module) if not name.startswith("_")} - {"forward"}
 
 

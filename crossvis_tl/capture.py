@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,14 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crossvis_tl.dictionary import Dictionary, Site
-from crossvis_tl.errors import ModelMismatchError, near_misses
-from crossvis_tl.models import centres, is_processed, name_of
+from crossvis_tl.hooks.find import Finder
+from crossvis_tl.hooks.reading import Reader, reader, settings_for
+from crossvis_tl.models import name_of
+from crossvis_tl.pairs import Replacements, check_replacements
+from crossvis_tl.processing import check_fits, is_processed, processed_like
+from crossvis_tl.tokens import replaced_tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-# Hooks whose tensors lose their mean when TransformerLens centres the weights that write to the residual stream.
-CENTRED = re.compile(r"(hook_resid_(pre|mid|post)|hook_(mlp|attn)_out|hook_mlp_in|hook_attn_in|hook_embed)$")
+__all__ = ["Capture", "Captured", "last_hook"]
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,31 @@ class Captured:
 class Capture:
     """A dictionary's sites on given models, checked once when it is made.
 
+    `replacements`: for a model's number, token ids that it gets in place of others (a base model that never saw a chat
+    template's tokens). `dictionary`: the one given, its sites' `hook` filled in from their HuggingFace paths.
+
     ValueError when a fact is missing, a hook does not exist (with near misses), never fires or is of another width, or
     models are lacking; `ModelMismatchError` when a processed model is given for a dictionary of unprocessed ones.
     """
 
-    def __init__(self, dictionary: Dictionary, models: Sequence["HookedTransformer"]):
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        models: Sequence["HookedTransformer"],
+        replacements: Replacements | None = None,
+    ):
         self.dictionary = dictionary
         self.models = list(models)
+        self.replacements = dict(replacements or {})
         self._check_models()
-        for role, sites in (("reads", dictionary.sources), ("writes", dictionary.targets)):
-            for site in sites:
-                self._check_site(site, role)
+        finders = [Finder(model) for model in self.models]
+        self.readers: dict[tuple[int, str], Reader] = {}
+        self.dictionary = replace(
+            dictionary,
+            sources=tuple(self._resolved(site, "reads", finders) for site in dictionary.sources),
+            targets=tuple(self._resolved(site, "writes", finders) for site in dictionary.targets),
+        )
+        self.processed = [is_processed(model) for model in self.models]
         self._check_widths()
 
     def _check_models(self) -> None:
@@ -56,6 +73,7 @@ class Capture:
         if self.dictionary.missing:
             facts = ", ".join(f"{name}=..." for name in self.dictionary.missing)
             raise ValueError(f"the files of {self.dictionary.name} do not say it: load_dictionary(path, {facts})")
+        check_replacements(self.models, self.replacements)
         first = self.models[0].cfg.d_vocab
         for model in self.models[1:]:
             if model.cfg.d_vocab != first:
@@ -64,18 +82,21 @@ class Capture:
                     "models read the same token ids"
                 )
 
-    def _check_site(self, site: Site, role: str) -> None:
-        model = self.models[site.model]
+    def _resolved(self, site: Site, role: str, finders: list[Finder]) -> Site:
+        """The site with its hook's name; how it is read goes into `readers`."""
+        model, place = self.models[site.model], str(site.place)
         name = name_of(model)
-        if site.hook not in model.hook_dict:
-            hint = near_misses(str(site.hook), model.hook_dict)
+        try:
+            found = reader(finders[site.model], place)
+        except ValueError as error:
             layers = f" (it has {model.cfg.n_layers} layers)"
-            raise ValueError(f"{self.dictionary.name} {role} {site.hook!r}, which {name} does not have{layers}.{hint}")
-        if site.processing == "none" and CENTRED.search(site.hook) and centres(model) and is_processed(model):
-            raise ModelMismatchError(
-                f"{self.dictionary.name} was trained on unprocessed weights, and {name} has been processed by "
-                f"TransformerLens (the mean of {site.hook} is gone). Load it with crossvis_tl.load_model(...)"
-            )
+            raise ValueError(
+                f"{self.dictionary.name} {role} {place!r}, which {name} does not have{layers}: {error}"
+            ) from error
+        who = f"{self.dictionary.name} was trained on unprocessed weights, and {name}"
+        check_fits(site.processing, found.reads, model, who)
+        self.readers[site.model, place] = found
+        return site if site.hf_path is None else replace(site, hook=finders[site.model].canonical(place))
 
     def _check_widths(self) -> None:
         captured = self.run(torch.zeros(1, 2, dtype=torch.long))
@@ -84,17 +105,17 @@ class Capture:
             if tensor.shape[-1] != site.width:
                 model = self.models[site.model]
                 raise ValueError(
-                    f"{self.dictionary.name} is {site.width} wide at {site.hook}, but {name_of(model)} is "
+                    f"{self.dictionary.name} is {site.width} wide at {site.place}, but {name_of(model)} is "
                     f"{tensor.shape[-1]} wide there; is it the model the dictionary was trained on?"
                 )
 
-    def _last_layer(self, model: int) -> int:
-        """The last layer that must run; all of them when a site does not say its layer."""
-        last = 0
-        for site in (*self.dictionary.sources, *self.dictionary.targets):
-            if site.model == model:
-                last = max(last, self.models[model].cfg.n_layers - 1 if site.layer is None else site.layer)
-        return last
+    def _last_layer(self, model: int) -> int | None:
+        """The last layer that must run; None for the whole model, where a hook is in none."""
+        layers = [_layer(name) for name in self._hooks(model)]
+        return None if None in layers else max((layer for layer in layers if layer is not None), default=0)
+
+    def _hooks(self, model: int) -> list[str]:
+        return sorted({name for (m, _), found in self.readers.items() if m == model for name in found.reads})
 
     @torch.inference_mode()
     def run(self, tokens: Int[Tensor, "rows positions"], *, final: bool = False) -> Captured:
@@ -107,8 +128,7 @@ class Capture:
 
     def _run_model(self, index: int, tokens: Tensor, final: bool) -> dict[str, Tensor]:
         model = self.models[index]
-        sites = (*self.dictionary.sources, *self.dictionary.targets)
-        wanted = {str(site.hook) for site in sites if site.model == index}
+        wanted = set(self._hooks(index))
         if final:
             wanted.add(last_hook(model))
         kept: dict[str, Tensor] = {}
@@ -119,27 +139,37 @@ class Capture:
 
             return keep
 
-        stop = None if final else self._last_layer(index) + 1
-        model.run_with_hooks(
-            tokens.to(model.cfg.device), fwd_hooks=[(name, keeper(name)) for name in sorted(wanted)],
-            stop_at_layer=stop, return_type=None,
-        )  # fmt: skip
+        last = None if final else self._last_layer(index)
+        if index in self.replacements:
+            tokens = replaced_tokens(tokens, self.replacements[index])
+        logits_too = any(name.startswith("unembed.") for name in wanted)
+        with settings_for(model, sorted(wanted)):
+            model.run_with_hooks(
+                tokens.to(model.cfg.device), fwd_hooks=[(name, keeper(name)) for name in sorted(wanted)],
+                stop_at_layer=None if last is None else last + 1, return_type="logits" if logits_too else None,
+            )  # fmt: skip
         silent = wanted - set(kept)
         if silent:
             raise ValueError(
-                f"the hook {sorted(silent)[0]!r} of {name_of(model)} never fired; it may be behind a setting such as "
-                "model.set_use_hook_mlp_in(True)"
+                f"the hook {sorted(silent)[0]!r} of {name_of(model)} never fired: TransformerLens lists it, but "
+                "nothing passes there in this architecture"
             )
         return kept
 
     def _at(self, site: Site, found: list[dict[str, Tensor]]) -> Tensor:
-        x = found[site.model][str(site.hook)].float()
-        if x.ndim == 4:  # one vector per head: dictionaries read them side by side
-            x = x.flatten(-2)
-        model = self.models[site.model]
-        if site.processing == "tl_default" and CENTRED.search(str(site.hook)) and centres(model):
-            x = x - x.mean(-1, keepdim=True)
+        model, how = self.models[site.model], self.readers[site.model, str(site.place)]
+        x = how.read(model, found[site.model]).float()
+        if site.processing == "tl_default" and not self.processed[site.model]:
+            x = processed_like(x, how.reads, model)
         return x
+
+
+def _layer(hook: str) -> int | None:
+    """The layer after which the hook has fired."""
+    if hook in ("hook_embed", "hook_pos_embed"):
+        return 0
+    match = re.match(r"blocks\.(\d+)\.", hook)
+    return int(match[1]) if match else None
 
 
 def last_hook(model: "HookedTransformer") -> str:

@@ -1,4 +1,4 @@
-"""The command line: `crossvis demo`, `crossvis render`."""
+"""The command line: `crossvis demo`, `crossvis render`, `crossvis hooks`."""
 
 import logging
 import os
@@ -86,11 +86,15 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, for the models.")] = "float32",
     seed: Annotated[int, typer.Option(help="For the random samples shown.")] = 0,
+    replace_token: Annotated[
+        list[str] | None, typer.Option(help="MODEL:ID=ID: that model reads the second id for the first; repeatable.")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Also save the dashboards' data here (.json).")] = None,
 ) -> None:  # fmt: skip
     """Write the dashboards of some features into one HTML file."""
     with user_errors():
         from crossvis_tl.files import check_output
+        from crossvis_tl.pairs import parse_replacements
         from crossvis_tl.render import RenderJob
 
         check_output(page)
@@ -108,7 +112,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
         }
         job = RenderJob(
             models=model, dictionary=dictionary, tokens=tokens, features=features, device=device, dtype=dtype,
-            context=context,
+            context=context, token_replacements=parse_replacements(replace_token or []),
             facts={name: value for name, value in facts.items() if value is not None},
             cfg_fields={"batch_size": sequences, "minibatch_size_tokens": batch, "seed": seed, "verbose": True},
         )  # fmt: skip
@@ -118,6 +122,33 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             data.save_json(json)
         n = len(data.feature_data_dict)
         out.print(f"{n} feature{'s' if n > 1 else ''} in {escape(str(page))} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def hooks(
+    model: Annotated[str, typer.Argument(help="Folder or id of a HuggingFace model; only its config is read.")],
+    layer: Annotated[int | None, typer.Option(help="Only this layer's rows.")] = None,
+    find: Annotated[str | None, typer.Option(help="One tensor, by any of its names.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print which TransformerLens hook holds which HuggingFace tensor."""
+    with user_errors():
+        from crossvis_tl.hooks import find_hook, hook_table
+        from crossvis_tl.hooks.show import as_json, details, table_lines
+
+        if find is not None:
+            rows = [find_hook(model, find, layer)]
+            if json:
+                typer.echo(as_json(rows))
+            else:
+                out.print(details(rows[0]))
+            return
+        rows = hook_table(model, layer)
+        if json:
+            typer.echo(as_json(rows))
+        else:
+            for line in table_lines(rows, collapse=layer is None):
+                out.print(line)
 
 
 def _numbers(text: str | None) -> list[float] | float | None:

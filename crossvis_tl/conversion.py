@@ -6,10 +6,10 @@ logits, TransformerLens' bridge runs HuggingFace's own modules (`bridge.BridgedT
 """
 
 import copy
-import json
 import math
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from crossvis_tl.errors import ModelMismatchError, first_line
+from crossvis_tl.hf_configs import placeholder_tokenizer, write_config
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # Largest difference to HuggingFace's logits that rounding explains, as a share of the logits' own size.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
+# Rotation tables are kept for every position and layer: 128 k positions of an 8 B model would be 4 GB of them.
+LONGEST = 8192
 FAILURES = (NotImplementedError, KeyError, AttributeError, RuntimeError, ValueError, TypeError, AssertionError)
 
 
@@ -40,15 +43,17 @@ def convert(
     dtype: torch.dtype,
     *,
     in_hand: bool = False,
+    n_ctx: int | None = None,
 ) -> "HookedTransformer":
-    """A HookedTransformer with `hf_model`'s logits; `in_hand` models are left as they are.
+    """A HookedTransformer with `hf_model`'s logits; `in_hand` models are left as they are. `n_ctx`: the longest
+    sequence it must take, where positions enter by rotation (default: the model's own, at most `LONGEST`).
 
     `ModelMismatchError`, saying what each way gave, when none has them.
     """
-    expected = _reference(hf_model)
+    expected, config = _reference(hf_model), copy.deepcopy(hf_model.config)
     allowed = max(TOLERANCE.get(kind, 1e-3) for kind in (dtype, hf_model.dtype))
     reasons = []
-    for way, build in (("HookedTransformer", _hooked), ("TransformerBridge", _bridged)):
+    for way, build in (("HookedTransformer", partial(_hooked, n_ctx=n_ctx)), ("TransformerBridge", _bridged)):
         source = copy.deepcopy(hf_model) if in_hand and build is _bridged else hf_model
         try:
             with tempfile.TemporaryDirectory() as folder, quiet_deprecation():
@@ -60,6 +65,7 @@ def convert(
         if error <= allowed:
             model.cfg.model_name = name
             model.crossvis_name = name  # type: ignore[assignment]
+            model.crossvis_config = config  # type: ignore[assignment]
             model.eval().requires_grad_(False)
             return model
         reasons.append(f"as {way} it gives other logits than HuggingFace's (off by {error:.1%} of the largest)")
@@ -71,11 +77,19 @@ def convert(
 
 
 def _hooked(
-    hf_model: "PreTrainedModel", tokenizer: Any, folder: Path, device: str | torch.device, dtype: torch.dtype
+    hf_model: "PreTrainedModel",
+    tokenizer: Any,
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    n_ctx: int | None,
 ) -> "HookedTransformer":
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
     config = _transformer_lens_config(hf_model, folder, device, dtype)
+    if config.positional_embedding_type == "rotary":
+        own = int(getattr(hf_model.config.get_text_config(), "max_position_embeddings", config.n_ctx) or config.n_ctx)
+        config.n_ctx = n_ctx or min(own, LONGEST)
     config.tokenizer_name = None  # ours is handed over; the loader would look for one in the neutral folder
     state = loading_from_pretrained.get_pretrained_state_dict(str(folder), config, hf_model, dtype=dtype)
     model = HookedTransformer(config, _named(tokenizer, folder))
@@ -92,9 +106,10 @@ def _bridged(
 
     from crossvis_tl.bridge import BridgedTransformer
 
-    hf_model.config.architectures = _write_config(hf_model, folder)["architectures"]
+    hf_model.config.architectures = write_config(hf_model.config, type(hf_model).__name__, folder)["architectures"]
     hf_model = hf_model.to(device=device, dtype=dtype)  # type: ignore[arg-type]
-    named = _named(_placeholder() if tokenizer is None else tokenizer, folder)
+    hf_model.set_attn_implementation("eager")  # the others have no attention pattern for a hook to hold
+    named = _named(placeholder_tokenizer() if tokenizer is None else tokenizer, folder)
     bridge = TransformerBridge.boot_transformers(
         str(folder), device=device, dtype=dtype, hf_model=hf_model, tokenizer=named
     )
@@ -104,15 +119,6 @@ def _bridged(
         ids = bridge.tokenizer("a")["input_ids"]
         bridge.cfg.tokenizer_prepends_bos = bool(ids) and ids[0] == bridge.tokenizer.bos_token_id
     return BridgedTransformer(bridge)
-
-
-def _placeholder() -> Any:
-    """The bridge goes looking for a tokenizer where it is given none, and fails where there is none to find."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"?": 0}, unk_token="?")), unk_token="?")  # noqa: S106
 
 
 def _named(tokenizer: Any, folder: Path) -> Any:
@@ -125,22 +131,12 @@ def _named(tokenizer: Any, folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _write_config(hf_model: "PreTrainedModel", folder: Path) -> dict[str, Any]:
-    config = hf_model.config.to_dict()
-    # transformers 5 no longer knows GPT-2's second name for its context length, which TransformerLens still reads.
-    if config.get("model_type") == "gpt2":
-        config.setdefault("n_ctx", config["n_positions"])
-    config["architectures"] = config.get("architectures") or [type(hf_model).__name__]
-    (folder / "config.json").write_text(json.dumps(config, default=str))
-    return config
-
-
 def _transformer_lens_config(
     hf_model: "PreTrainedModel", folder: Path, device: str | torch.device, dtype: torch.dtype
 ) -> "HookedTransformerConfig":
     from transformer_lens import loading_from_pretrained
 
-    config = _write_config(hf_model, folder)
+    config = write_config(hf_model.config, type(hf_model).__name__, folder)
     return loading_from_pretrained.get_pretrained_model_config(str(folder), hf_cfg=config, device=device, dtype=dtype)
 
 
@@ -148,10 +144,23 @@ def _reference(hf_model: "PreTrainedModel") -> tuple[Tensor, Tensor]:
     """-> a few seeded random tokens and HuggingFace's logits on them, taken before anything touches the model."""
     config = hf_model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
-    length = min(16, int(getattr(config, "max_position_embeddings", 16) or 16))
-    tokens = torch.randint(0, int(config.vocab_size), (2, length), generator=generator)
+    tokens = torch.randint(0, int(config.vocab_size), (2, _telling_length(config)), generator=generator)
     with torch.inference_mode():
         return tokens, hf_model(tokens.to(hf_model.device)).logits.float().cpu()
+
+
+def _telling_length(config: Any) -> int:
+    """How many positions it takes to see a difference: rotations that are scaled differ from plain ones only far from
+    the start, and a sliding window only beyond its width."""
+    length = 16
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = {str(part.get("rope_type", part.get("type"))) for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if kinds - {"default", "None"}:
+        length = 512
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+    if isinstance(window, int) and window < 512:
+        length = max(length, window + 8)
+    return max(2, min(length, int(getattr(config, "max_position_embeddings", length) or length)))
 
 
 def _difference(model: "HookedTransformer", tokens: Tensor, expected: Tensor) -> float:

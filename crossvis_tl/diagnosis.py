@@ -1,7 +1,6 @@
 """Would another model order, hook, processing or scale fit better? Tried on a few sequences with every gathering: a
 crosscoder whose two models are swapped can still explain two thirds of the variance, and looks plausible by itself."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from crossvis_tl.capture import Capture, Captured
 from crossvis_tl.dictionary import Dictionary, Site
 from crossvis_tl.fidelity import Fidelity, FidelitySums
 from crossvis_tl.models import name_of
+from crossvis_tl.pairs import tokenizer_differences
 
 CHECKED_ROWS = 8
 MUCH_BETTER = 0.6
@@ -22,7 +22,7 @@ def diagnose(capture: Capture, tokens: Tensor, counted: Tensor, fidelity: Fideli
     """The verdict with likely causes named: what cuts the mean FVU to less than 60 % of what it is, best first. Where
     there is such a change the verdict is "implausible", whatever the FVU."""
     causes = [f"likely cause: {what}" for what in _causes(capture, tokens[:CHECKED_ROWS], counted[:CHECKED_ROWS])]
-    notes = _notes(capture, fidelity)
+    notes = [*_notes(capture, fidelity), *tokenizer_differences(capture.models, tokens, capture.replacements)]
     if not causes and not notes:
         return fidelity
     verdict = "implausible" if causes else "doubtful" if fidelity.verdict == "plausible" else fidelity.verdict
@@ -63,10 +63,16 @@ def _mean_fvu(dictionary: Dictionary, captured: Captured, kept: Tensor) -> float
     return sum(values) / len(values)
 
 
-def _try(dictionary: Dictionary, models: list, rows: Tensor, kept: Tensor) -> float | None:
+def _try(
+    dictionary: Dictionary, capture: Capture, rows: Tensor, kept: Tensor, *, swapped: bool = False
+) -> float | None:
     """Mean FVU, or None where the change cannot be."""
+    models, replacements = capture.models, capture.replacements
+    if swapped:
+        last = len(models) - 1
+        models, replacements = models[::-1], {last - i: mapping for i, mapping in replacements.items()}
     try:
-        return _mean_fvu(dictionary, Capture(dictionary, models).run(rows), kept)
+        return _mean_fvu(dictionary, Capture(dictionary, models, replacements).run(rows), kept)
     except ValueError:
         return None
 
@@ -75,14 +81,14 @@ def _model_orders(capture: Capture, rows: Tensor, kept: Tensor) -> Iterator[tupl
     if len(capture.models) != 2:
         return
     first, second = (name_of(model) for model in capture.models)
-    fvu = _try(capture.dictionary, capture.models[::-1], rows, kept)
+    fvu = _try(capture.dictionary, capture, rows, kept, swapped=True)
     if fvu is not None:
         yield fvu, f"the two models are swapped; give {second} first, then {first}"
 
 
 def _other_sites(capture: Capture, rows: Tensor, kept: Tensor) -> Iterator[tuple[float, str]]:
     for change, what in _site_changes(capture):
-        fvu = _try(change, capture.models, rows, kept)
+        fvu = _try(change, capture, rows, kept)
         if fvu is not None:
             yield fvu, what
 
@@ -93,13 +99,13 @@ def _site_changes(capture: Capture) -> Iterator[tuple[Dictionary, str]]:
         if any(site.processing not in (processing, "as given") for site in dictionary.sources):
             text = f"trained on models with processing={processing!r}; pass that to load_dictionary"
             yield _with_sites(dictionary, processing=processing), text
-    hooks = {site.hook for site in (*dictionary.sources, *dictionary.targets)}
+    hooks = {site.place for site in (*dictionary.sources, *dictionary.targets)}
     if len(hooks) == 1:
         hook = str(next(iter(hooks)))
         for layer in range(capture.models[0].cfg.n_layers):
             for name in (f"blocks.{layer}.hook_resid_mid", f"blocks.{layer}.hook_resid_post"):
                 if name != hook:
-                    yield _with_sites(dictionary, hook=name), f"trained at {name}, not {hook}"
+                    yield _with_sites(dictionary, hook=name, hf_path=None), f"trained at {name}, not {hook}"
     elif dictionary.kind == "clt":
         for name in ("hook_resid_pre", "hook_resid_mid", "ln2.hook_normalized"):
             change = replace(dictionary, sources=tuple(_renamed(site, name) for site in dictionary.sources))
@@ -108,8 +114,7 @@ def _site_changes(capture: Capture) -> Iterator[tuple[Dictionary, str]]:
 
 
 def _renamed(site: Site, name: str) -> Site:
-    block = re.match(r"blocks\.\d+", str(site.hook))
-    return replace(site, hook=f"{block[0]}.{name}") if block else site
+    return site if site.layer is None else replace(site, hook=f"blocks.{site.layer}.{name}", hf_path=None)
 
 
 def _scales(capture: Capture, rows: Tensor, kept: Tensor) -> Iterator[tuple[float, str]]:

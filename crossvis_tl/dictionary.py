@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crossvis_tl.activation_fns import Activation
+from crossvis_tl.processing import Processing
 
 Kind = Literal["sae", "crosscoder", "clt"]
-Processing = Literal["none", "tl_default", "as given"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class Site:
     """A place in a model that a dictionary reads or writes.
 
     `model`: which of the models given at gathering. `hook`: TransformerLens name, None where the files do not say.
-    `width`: size of the last axis. `processing`: the weights processing of the model the dictionary was trained on
-    ("none": HuggingFace's own activations; "tl_default": TransformerLens' default folding and centring; "as given":
-    whatever model is handed in), None where unknown. `scale`: the factor on the raw activations that gave the
-    producer's training units; it is already folded into the weights, and kept because relative norms are comparable
-    only in those units.
+    `hf_path`: HuggingFace's module and side ("model.layers.3.mlp.input"), where the files say that; it is what the
+    dictionary was trained on, so it counts before `hook`. `width`: size of the last axis. `processing`: the weights
+    processing of the model the dictionary was trained on ("none": HuggingFace's own activations; "tl_default":
+    TransformerLens' default folding and centring; "as given": whatever model is handed in), None where unknown.
+    `scale`: the factor on the raw activations that gave the producer's training units; it is already folded into the
+    weights, and kept because relative norms are comparable only in those units.
     """
 
     model: int
@@ -38,11 +39,17 @@ class Site:
     width: int
     processing: Processing | None = None
     scale: float = 1.0
+    hf_path: str | None = None
+
+    @property
+    def place(self) -> str | None:
+        """The name to read the site by, None where the files do not say."""
+        return self.hf_path or self.hook
 
     @property
     def layer(self) -> int | None:
-        """The layer in the hook's name, None where it names none."""
-        match = re.match(r"blocks\.(\d+)\.", self.hook or "")
+        """The layer in the site's name, None where it names none."""
+        match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", self.place or "")
         return int(match[1]) if match else None
 
 
@@ -110,10 +117,10 @@ class Dictionary:
         """Facts that gathering needs and neither the files nor the caller said."""
         sites = (*self.sources, *self.targets)
         if self.kind == "clt":
-            names = {"feature_input_hook": any(site.hook is None for site in self.sources)}
-            names["feature_output_hook"] = any(site.hook is None for site in self.targets)
+            names = {"feature_input_hook": any(site.place is None for site in self.sources)}
+            names["feature_output_hook"] = any(site.place is None for site in self.targets)
         else:
-            names = {"hook_point": any(site.hook is None for site in sites)}
+            names = {"hook_point": any(site.place is None for site in sites)}
         names["processing"] = any(site.processing is None for site in sites)
         return tuple(name for name, lacks in names.items() if lacks)
 
@@ -128,8 +135,8 @@ class Dictionary:
                 "its config.yaml should name them, or "
                 "load_dictionary(path, feature_input_hook='hook_resid_mid', feature_output_hook='hook_mlp_out')"
             )
-        sources = tuple(site if site.hook else replace(site, hook=hook) for site in self.sources)
-        targets = tuple(site if site.hook else replace(site, hook=hook) for site in self.targets)
+        sources = tuple(site if site.place else replace(site, hook=hook) for site in self.sources)
+        targets = tuple(site if site.place else replace(site, hook=hook) for site in self.targets)
         return replace(self, sources=sources, targets=targets)
 
     def label(self, feature: int) -> str:
@@ -183,7 +190,7 @@ class Dictionary:
             raise ValueError(f"encode takes a list with one tensor per source, {len(self.sources)} here; got {got}")
         for s, (x, site) in enumerate(zip(inputs, self.sources, strict=True)):
             if x.shape[-1] != site.width:
-                raise ValueError(f"source {s} ({site.hook}) is {site.width} wide; got a tensor {tuple(x.shape)}")
+                raise ValueError(f"source {s} ({site.place}) is {site.width} wide; got a tensor {tuple(x.shape)}")
         shapes = {tuple(x.shape[:-1]) for x in inputs}
         if len(shapes) > 1:
             got = " and ".join(str(tuple(x.shape)) for x in inputs)
@@ -281,6 +288,6 @@ class Dictionary:
         return replace(self, groups=groups, b_dec=tuple(bias.to(device) for bias in self.b_dec))
 
     def __repr__(self) -> str:
-        sites = ", ".join(f"{site.hook or '?'} of model {site.model}" for site in self.sources[:4])
+        sites = ", ".join(f"{site.place or '?'} of model {site.model}" for site in self.sources[:4])
         more = f" and {len(self.sources) - 4} more" if len(self.sources) > 4 else ""
         return f"<{self.kind} {self.name!r}: {self.n_features} {self.activation} features reading {sites}{more}>"

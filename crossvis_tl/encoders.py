@@ -40,11 +40,11 @@ def as_dictionary(encoder: Any, hook_point: str | None = None) -> Dictionary:
         )
     if hook_point is not None:
         dictionary = dictionary.with_hook(hook_point)
-        hooks = {site.hook for site in (*dictionary.sources, *dictionary.targets)}
+        hooks = {site.place for site in (*dictionary.sources, *dictionary.targets)}
         if hook_point not in hooks:
             known = ", ".join(sorted(map(str, hooks)))
             raise ValueError(f"cfg.hook_point is {hook_point!r}, but {dictionary.name} reads and writes {known}")
-    elif any(site.hook is None for site in dictionary.sources):
+    elif any(site.place is None for site in dictionary.sources):
         raise ValueError("the encoder does not say where it reads; give SaeVisConfig(hook_point='blocks.L....')")
     return dictionary
 

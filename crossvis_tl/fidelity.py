@@ -108,7 +108,8 @@ class FidelitySums:
 
 def site_label(site: Site, names: Sequence[str]) -> str:
     """-> "base · blocks.2.hook_resid_post", or the hook alone where there is one model."""
-    return f"{names[site.model]} · {site.hook}" if len(names) > 1 else str(site.hook)
+    place = site.hf_path or str(site.hook)
+    return f"{names[site.model]} · {place}" if len(names) > 1 else place
 
 
 def _judge(fidelity: Fidelity, dictionary: Dictionary) -> Fidelity:

@@ -5,30 +5,26 @@ model's own final norm, unembedding, bias and soft-cap. "Without it" is the fina
 writes to it (`residual_direction`), later layers left as they are: the direct effect, as sae_vis defines it.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from crossvis_tl.capture import Capture
-from crossvis_tl.dictionary import Dictionary, Site
+from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.hooks.find import Finder
+from crossvis_tl.hooks.writing import residual_write
 from crossvis_tl.unembed import Unembedding
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-RESIDUAL = re.compile(r"hook_resid_(pre|mid|post)$")
-WRITES = re.compile(r"hook_(mlp|attn)_out$")
-MLP_POST = re.compile(r"blocks\.(\d+)\.mlp\.hook_post$")
 # Logits held at a time, in numbers: small enough to stay in a core's cache while they are worked on.
 BLOCK = 2**18
-HEADS = re.compile(r"blocks\.(\d+)\.attn\.hook_z$")
 
 
 def residual_direction(
@@ -38,34 +34,18 @@ def residual_direction(
 
     Residual sites: the deepest one's decoder alone, which the earlier ones are in already. MLP and attention outputs:
     the sum over sites. MLP activations and attention heads: through W_out / W_O. None where no site of this model
-    writes to its residual stream (norm outputs, queries, keys ...).
+    writes to its residual stream (norm outputs, queries, keys ...), or one writes by way of a post-norm.
     """
     sites = [(t, site) for t, site in enumerate(dictionary.targets) if site.model == index]
-    residual = [(t, site) for t, site in sites if RESIDUAL.search(str(site.hook))]
-    if residual:
-        return dictionary.decoder(features, max(residual, key=lambda found: _depth(found[1]))[0])
-    parts = [_written(dictionary.decoder(features, t), site, model) for t, site in sites]
-    known = [part for part in parts if part is not None]
-    return torch.stack(known).sum(0) if known and len(known) == len(parts) else None
-
-
-def _depth(site: Site) -> tuple[int, int]:
-    """Order along the residual stream."""
-    match = re.match(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)$", str(site.hook))
-    return (int(match[1]), ("pre", "mid", "post").index(match[2])) if match else (-1, 0)
-
-
-def _written(decoder: Tensor, site: Site, model: "HookedTransformer") -> Tensor | None:
-    hook = str(site.hook)
-    if WRITES.search(hook):
-        return decoder
-    if match := MLP_POST.search(hook):
-        W_out = model.blocks[int(match[1])].mlp.W_out.detach().to(decoder)
-        return einsum(decoder, W_out, "n d_mlp, d_mlp d_model -> n d_model")
-    if match := HEADS.search(hook):
-        W_O = model.blocks[int(match[1])].attn.W_O.detach().to(decoder).flatten(0, 1)
-        return einsum(decoder, W_O, "n heads_width, heads_width d_model -> n d_model")
-    return None
+    finder = Finder(model)
+    writes = {t: residual_write(model, str(site.place), finder) for t, site in sites}
+    stream = [t for t, write in writes.items() if write.kind == "residual"]
+    if stream:
+        return dictionary.decoder(features, max(stream, key=lambda t: writes[t].order))
+    # a post-norm divides by another number at each token: no one direction says what is added
+    if not writes or any(write.kind == "none" or write.norm is not None for write in writes.values()):
+        return None
+    return torch.stack([write.through(dictionary.decoder(features, t), model) for t, write in writes.items()]).sum(0)
 
 
 @dataclass(frozen=True)

@@ -17,47 +17,53 @@ from crossvis_tl.errors import first_line, near_misses
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
 TL_ONLY = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
-LN_TYPES = ("LN", "LNPre")
 
 
 def load_model(
-    model: "str | Path | PreTrainedModel | HookedTransformer",
+    model: "str | Path | PreTrainedModel | HookedTransformer | TransformerBridge",
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     tokenizer: Any = None,
+    n_ctx: int | None = None,
 ) -> "HookedTransformer":
     """A HookedTransformer with HuggingFace's own activations.
 
     `model`: a folder with a HuggingFace checkpoint, a HuggingFace id, a TransformerLens name without a HuggingFace twin
-    ("gelu-1l"), a `PreTrainedModel` in hand (left unchanged) or a HookedTransformer (returned as it is).
+    ("gelu-1l"), a `PreTrainedModel` in hand (left unchanged), a HookedTransformer (returned as it is) or a
+    TransformerBridge (stood in for by a HookedTransformer that passes everything on to it).
     `device`: default the model's own, else "cuda" where there is one, else "cpu". `dtype`: default float32, for a
-    HookedTransformer its own.
+    HookedTransformer its own. `n_ctx`: the longest sequence it must take, where that is more than 8,192.
 
     FileNotFoundError when a folder is missing; ValueError when it holds no language model; `ModelMismatchError` when
     TransformerLens' version does not give HuggingFace's logits.
     """
     from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
+
+    from crossvis_tl.bridge import BridgedTransformer
 
     if device is not None:
         check_device(device)
-    if isinstance(model, HookedTransformer):
-        in_hand: HookedTransformer = model
-        in_hand = in_hand if device is None else in_hand.to(device)
+    if isinstance(model, HookedTransformer | TransformerBridge):
+        in_hand = BridgedTransformer(model) if isinstance(model, TransformerBridge) else model
+        in_hand = in_hand if device is None else in_hand.to(device)  # type: ignore[assignment]
         return in_hand if dtype is None else in_hand.to(dtype)
     dtype = dtype or torch.float32
     if isinstance(model, PreTrainedModel):
         own = tokenizer or _own_tokenizer(model)
-        return convert(model, own, _name_of(model), device or model.device, dtype, in_hand=True)
+        return convert(model, own, _name_of(model), device or model.device, dtype, in_hand=True, n_ctx=n_ctx)
     if not isinstance(model, str | Path):
         raise TypeError(
-            f"load_model takes a folder, a HuggingFace id, a HuggingFace model or a HookedTransformer; got "
+            f"load_model takes a folder, a HuggingFace id, a HuggingFace model, a HookedTransformer or a "
+            f"TransformerBridge; got "
             f"{type(model).__name__}"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,7 +71,7 @@ def load_model(
         with quiet_deprecation():
             return HookedTransformer.from_pretrained_no_processing(str(model), device=str(device), dtype=dtype)
     hf_model, found_tokenizer = _load_huggingface(model, dtype)
-    return convert(hf_model, tokenizer or found_tokenizer, Path(str(model)).name, device, dtype)
+    return convert(hf_model, tokenizer or found_tokenizer, Path(str(model)).name, device, dtype, n_ctx=n_ctx)
 
 
 def load_models(
@@ -81,23 +87,6 @@ def load_models(
 def name_of(model: "HookedTransformer") -> str:
     """What to call a model on a page."""
     return getattr(model, "crossvis_name", None) or str(model.cfg.model_name)
-
-
-def is_processed(model: "HookedTransformer") -> bool:
-    """Whether TransformerLens has folded or centred the weights, so that the activations are not HuggingFace's.
-
-    Folding shows in the config; centring alone shows in the embedding, whose rows then have mean 0 (to rounding).
-    """
-    kind = str(model.cfg.normalization_type or "")
-    if kind.endswith("Pre") or kind not in LN_TYPES:
-        return kind.endswith("Pre")
-    W_E = model.W_E.detach().float()
-    return bool(W_E.mean(-1).abs().max() < 1e-5 * W_E.abs().max())
-
-
-def centres(model: "HookedTransformer") -> bool:
-    """Whether TransformerLens' default processing takes the mean out of this model's residual stream."""
-    return str(model.cfg.normalization_type or "") in LN_TYPES
 
 
 def _is_tl_only(name: str | Path) -> bool:

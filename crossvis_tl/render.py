@@ -16,6 +16,7 @@ from crossvis_tl.feature_acts import FeatureActs, gather
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
 from crossvis_tl.models import load_models
+from crossvis_tl.pairs import Replacements
 from crossvis_tl.selection import parse_features, strongest, top_count
 from crossvis_tl.tokens import check_token_file, checked_tokens, load_tokens, token_mask
 from crossvis_tl.vis_data import SaeVisData
@@ -46,6 +47,7 @@ class RenderJob:
     facts: dict[str, Any] = field(default_factory=dict)
     cfg_fields: dict[str, Any] = field(default_factory=dict)
     choose: Callable[[Dictionary, FeatureActs], list[int]] | None = None
+    token_replacements: Replacements = field(default_factory=dict)
 
     def run(self, verdict: Callable[[Fidelity], None]) -> SaeVisData:
         """-> dashboards; `verdict` hears how well the dictionary fits before they are built."""
@@ -55,7 +57,7 @@ class RenderJob:
         chosen = parse_features(self.features, dictionary)
         check_token_file(self.tokens)
         models = load_models(list(self.models), self.device, dtype)
-        capture = Capture(dictionary.to(str(models[0].cfg.device)), models)
+        capture = Capture(dictionary.to(str(models[0].cfg.device)), models, self.token_replacements)
         tokens = load_tokens(self.tokens, models[0].tokenizer, min(self.context, models[0].cfg.n_ctx))
         cfg = SaeVisConfig(**self.cfg_fields)
         tokens = checked_tokens(tokens, models, str(self.tokens))

@@ -1,6 +1,6 @@
 """Token sets: read from a file or a text, checked against the model, and which of their positions count."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -134,6 +134,16 @@ def checked_tokens(tokens: Tensor, models: Sequence["HookedTransformer"], where:
     for model in models:
         check_tokens(tokens, model, where)
     return tokens
+
+
+def replaced_tokens(
+    tokens: Int[Tensor, "rows positions"], replacements: Mapping[int, int]
+) -> Int[Tensor, "rows positions"]:
+    """Ids with some put in place of others: what a base model reads where a chat template has tokens it never saw."""
+    changed = tokens.clone()
+    for old, new in replacements.items():
+        changed[tokens == old] = new
+    return changed
 
 
 @dataclass(frozen=True)

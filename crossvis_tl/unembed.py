@@ -12,6 +12,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from crossvis_tl.norms import gain_and_bias
+
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
@@ -75,20 +77,5 @@ def _norm_weights(model: "HookedTransformer", W_U: Tensor) -> tuple[Tensor, Tens
     ones, zeros = torch.ones_like(W_U[:, 0]), torch.zeros_like(W_U[:, 0])
     if not model.cfg.normalization_type or str(model.cfg.normalization_type).endswith("Pre"):
         return ones, zeros
-    if isinstance(getattr(model, "bridge", None), torch.nn.Module):
-        return _measured(model.ln_final, W_U)
-    gain, bias = getattr(model.ln_final, "w", None), getattr(model.ln_final, "b", None)
-    gain = ones if gain is None else gain.detach().float()
-    bias = zeros if bias is None else bias.detach().float()
-    return gain, bias
-
-
-@torch.no_grad()
-def _measured(norm: torch.nn.Module, W_U: Tensor) -> tuple[Tensor, Tensor]:
-    """Gain and bias of HuggingFace's own norm, from what it does: architectures store them differently (Gemma's gain is
-    1 + weight). A vector of +1 and -1 in equal number has mean 0 and scale 1, for LayerNorm and RMSNorm alike."""
-    weight = next(norm.parameters())
-    signs = torch.ones(1, 1, W_U.shape[0], device=weight.device, dtype=weight.dtype)
-    signs[..., ::2] = -1
-    plus, minus = norm(1e3 * signs)[0, 0].float(), norm(-1e3 * signs)[0, 0].float()  # large: eps has no part in it
-    return ((plus - minus) / 2 * signs[0, 0].float()).to(W_U), ((plus + minus) / 2).to(W_U)
+    gain, bias = gain_and_bias(model, "ln_final")
+    return gain.to(W_U), bias.to(W_U)

@@ -1,7 +1,7 @@
 """`SaeVisData`: sae_vis' class, made for every dictionary from one pass over the tokens, saved as a page that opens
 anywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -18,13 +18,14 @@ from crossvis_tl.build import build, rows_per_batch
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary, Site
 from crossvis_tl.encoders import as_dictionary
-from crossvis_tl.errors import feature_numbers
+from crossvis_tl.errors import feature_numbers, short_list
 from crossvis_tl.feature_acts import FeatureActs, gather
 from crossvis_tl.fidelity import site_label, warn_if_bad
 from crossvis_tl.models import load_models, name_of
 from crossvis_tl.notebook import show
 from crossvis_tl.page import write_page
 from crossvis_tl.page_data import feature_page, prompt_page
+from crossvis_tl.pairs import Replacements
 from crossvis_tl.panels import FeaturePanels
 from crossvis_tl.prompts import gather_prompt
 from crossvis_tl.tokens import Masking, checked_tokens, token_mask
@@ -72,19 +73,22 @@ class SaeVisData(StockSaeVisData):
         encoder_B: Any = None,
         *,
         masking: Masking = "special",
+        token_replacements: Replacements | None = None,
     ) -> "SaeVisData":
         """Dashboards for `cfg.features` of `encoder` on `tokens`; sae_vis' own call, with more taken.
 
         `encoder`: a dictionary from `load_dictionary`, a sae_vis `AutoEncoder` or a sae_lens SAE. `model`: one model or
         a list of them in the dictionary's order; whatever `load_model` takes will do. `tokens`: ids [sequences,
         positions]. `masking`: "special" leaves BOS and padding out of every statistic and example, "none" nothing.
+        `token_replacements`: by model's number, ids that it reads in place of others ({0: {128006: 1432}}), as the
+        producers of crosscoders do where a base model never saw a chat template's tokens.
 
         ValueError before any long work when something does not fit; warns when the fidelity is implausible.
         """
         cfg = cfg or SaeVisConfig()
         models = load_models(model)
         device = str(models[0].cfg.device)
-        capture = Capture(as_dictionary(encoder, cfg.hook_point).to(device), models)
+        capture = Capture(as_dictionary(encoder, cfg.hook_point).to(device), models, token_replacements)
         tokens = checked_tokens(tokens, models)
         tokens = tokens if cfg.batch_size is None else tokens[: cfg.batch_size]
         mask = token_mask(tokens, models[0].tokenizer, masking)
@@ -94,7 +98,7 @@ class SaeVisData(StockSaeVisData):
         Console(soft_wrap=True, markup=False, highlight=False).print("\n".join(acts.fidelity.lines()))
         acts_B = None
         if encoder_B is not None:
-            capture_B = Capture(as_dictionary(encoder_B, cfg.hook_point).to(device), models)
+            capture_B = Capture(as_dictionary(encoder_B, cfg.hook_point).to(device), models, token_replacements)
             acts_B = gather(
                 capture_B, tokens, mask, rows_per_batch=rows_per_batch(cfg), keep_final=False, progress=cfg.verbose
             )
@@ -208,6 +212,8 @@ def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
             "direct: the final residual stream minus what the feature writes, later layers left as they are",
         ],
     ]
+    for index, mapping in capture.replacements.items():
+        facts.append(["replaced tokens", f"{names[index]} reads {_pairs(mapping)}"])
     if acts.fidelity.groups:
         parts = (f"{group.label} {group.l0:.1f} ({group.dead:.1%} dead)" for group in acts.fidelity.groups)
         facts.append(["L0 by layer", ", ".join(parts)])
@@ -222,6 +228,10 @@ def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
     )
 
 
+def _pairs(mapping: Mapping[int, int]) -> str:
+    return short_list((f"{new} for {old}" for old, new in mapping.items()), 6)
+
+
 def _processing(dictionary: Dictionary) -> str:
     """On what weights the models ran in training, in words."""
     words = {"none": "none (HuggingFace's own activations)", "tl_default": "TransformerLens' default", None: "unknown"}
@@ -230,4 +240,9 @@ def _processing(dictionary: Dictionary) -> str:
 
 
 def _site(site: Site, names: list[str]) -> dict[str, Any]:
-    return {"model": site.model, "hook": site.hook, "label": site_label(site, names), "width": site.width}
+    return {
+        "model": site.model,
+        "hook": site.hook or site.hf_path,
+        "label": site_label(site, names),
+        "width": site.width,
+    }

@@ -55,9 +55,33 @@ def test_heads_stand_side_by_side(tmp_path, tl_models, hf_models, tokens):
     torch.testing.assert_close(got, seen["z"], atol=1e-5, rtol=1e-5)
 
 
-def test_a_hook_behind_a_setting_never_fires(tmp_path, tl_models):
+def test_a_setting_that_a_hook_needs_is_made_and_restored(tmp_path, tl_models, hf_models, tokens):
     folder = write_crosscoder(tmp_path / "in", n_sources=1, hook_point="blocks.1.hook_mlp_in")
-    with pytest.raises(ValueError, match=r"'blocks\.1\.hook_mlp_in' of base never fired.*set_use_hook_mlp_in"):
+    model = tl_models[0]
+    got = Capture(load_dictionary(folder), [model]).run(tokens).sources[0]
+    seen, _ = hf_tensors(hf_models[0], tokens)
+    torch.testing.assert_close(got, seen["blocks.1.hook_resid_mid"], atol=1e-5, rtol=1e-5)
+    assert model.cfg.use_hook_mlp_in is False
+    model.set_use_hook_mlp_in(True)
+    Capture(load_dictionary(folder), [model]).run(tokens)
+    assert model.cfg.use_hook_mlp_in is True
+    model.set_use_hook_mlp_in(False)
+
+
+def test_settings_are_restored_after_an_error(tmp_path, tl_models):
+    folder = write_crosscoder(tmp_path / "in", n_sources=1, hook_point="blocks.1.hook_mlp_in")
+    capture = Capture(load_dictionary(folder), tl_models[:1])
+    with pytest.raises(IndexError):
+        capture.run(torch.full((1, 3), 10_000))
+    assert tl_models[0].cfg.use_hook_mlp_in is False
+
+
+def test_a_hook_that_never_fires_is_an_error(tmp_path, tl_models, monkeypatch):
+    folder = write_crosscoder(tmp_path / "in", n_sources=1, hook_point="blocks.1.hook_mlp_in")
+    monkeypatch.setattr("crossvis_tl.hooks.table.FLAGS", {})
+    with pytest.raises(
+        ValueError, match=r"the hook 'blocks\.1\.hook_mlp_in' of base never fired: TransformerLens lists"
+    ):
         Capture(load_dictionary(folder), tl_models[:1])
 
 

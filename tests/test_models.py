@@ -24,7 +24,8 @@ from transformers import (
 from crossvis_tl import CrossvisWarning, ModelMismatchError, SaeVisData, attach, load_dictionary, load_model
 from crossvis_tl.bridge import BridgedTransformer
 from crossvis_tl.conversion import TOLERANCE
-from crossvis_tl.models import is_processed, name_of
+from crossvis_tl.models import name_of
+from crossvis_tl.processing import is_processed
 from crossvis_tl.unembed import unembedding
 from tests.conftest import N_LAYERS, tiny_hf, tiny_tokenizer, write_crosscoder
 

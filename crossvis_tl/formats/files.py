@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crossvis_tl.dictionary import Processing
 from crossvis_tl.errors import first_line, near_misses, short_list
+from crossvis_tl.processing import Processing
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
