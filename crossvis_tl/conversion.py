@@ -50,7 +50,9 @@ def convert(
 
     `ModelMismatchError`, saying what each way gave, when none has them.
     """
-    expected, config = _reference(hf_model), copy.deepcopy(hf_model.config)
+    expected = _reference(hf_model)
+    hf_model = _language_model(hf_model)
+    config = copy.deepcopy(hf_model.config)
     allowed = max(TOLERANCE.get(kind, 1e-3) for kind in (dtype, hf_model.dtype))
     reasons = []
     for way, build in (("HookedTransformer", partial(_hooked, n_ctx=n_ctx)), ("TransformerBridge", _bridged)):
@@ -147,6 +149,29 @@ def _reference(hf_model: "PreTrainedModel") -> tuple[Tensor, Tensor]:
     tokens = torch.randint(0, int(config.vocab_size), (2, _telling_length(config)), generator=generator)
     with torch.inference_mode():
         return tokens, hf_model(tokens.to(hf_model.device)).logits.float().cpu()
+
+
+def _language_model(hf_model: "PreTrainedModel") -> "PreTrainedModel":
+    """Of a model that reads images too, the part that reads text, sharing its modules; any other model as it is.
+
+    Given the whole, TransformerLens' bridge looks for an image processor and installs packages to have one.
+    """
+    from transformers import AutoModelForCausalLM
+
+    text_config = hf_model.config.get_text_config()
+    if text_config is hf_model.config:
+        return hf_model
+    decoder: Any = getattr(hf_model.get_decoder(), "language_model", None) or hf_model.get_decoder()
+    with torch.device("meta"):
+        alone = AutoModelForCausalLM.from_config(text_config).eval()
+    if type(decoder) is not type(alone.base_model):
+        raise ModelMismatchError(
+            f"{type(hf_model).__name__} reads more than text, and its language model ({type(decoder).__name__}) is "
+            "none that HuggingFace has alone; only models of text can be loaded"
+        )
+    setattr(alone, alone.base_model_prefix, decoder)
+    alone.set_output_embeddings(hf_model.get_output_embeddings())
+    return alone
 
 
 def _telling_length(config: Any) -> int:

@@ -17,7 +17,7 @@ from crossvis_tl.hooks.find import Finder
 from crossvis_tl.hooks.writing import residual_write
 from crossvis_tl.processing import is_processed
 from crossvis_tl.unembed import unembedding
-from tests.architectures import ARCHITECTURES, GROUPED, build
+from tests.architectures import ARCHITECTURES, GEMMA, GROUPED, build
 from tests.conftest import tiny_hf, write_clt, write_crosscoder
 from tests.hook_matrix import TOKENS, bridged, compare, hf_tensors, read
 
@@ -314,6 +314,30 @@ def test_a_sliding_window_is_right_beyond_its_width():
     tokens = torch.randint(2, 60, (1, 100), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), hf(tokens).logits, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_that_reads_images_too_is_its_language_model(tmp_path, monkeypatch):
+    """TransformerLens' bridge, given the whole, would install packages for an image processor: nothing is run."""
+    import subprocess
+
+    monkeypatch.setattr(subprocess, "check_call", lambda *a, **k: pytest.fail("something was to be installed"))
+    text = transformers.Gemma3TextConfig(**GEMMA).to_dict()
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    hf = transformers.Gemma3ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        expected = hf(TOKENS).logits
+    for model in (load_model(hf), load_model(_saved(hf, tmp_path / "m"))):
+        torch.testing.assert_close(model(TOKENS), expected, atol=1e-4, rtol=1e-4)
+        assert find_hook(model, "model.language_model.layers.1.mlp.output").name == "blocks.1.mlp.hook_out"
+    assert find_hook(hf, "model.language_model.layers.1.output").name == "blocks.1.hook_resid_post"
+    assert torch.equal(hf(TOKENS).logits, expected)
+
+
+def _saved(hf, folder):
+    hf.save_pretrained(folder)
+    return folder
 
 
 def test_the_context_is_the_models_own():

@@ -244,7 +244,8 @@ def config_of(model: Any) -> "PretrainedConfig | None":
 
 
 def names_of(config: "PretrainedConfig") -> Names:
-    """`derive(config)`, once for every config."""
+    """`derive(config)`, once for every config. Of a model that reads images too, the language model's."""
+    config = config.get_text_config()
     return _names(type(config), json.dumps(config.to_dict(), sort_keys=True, default=str))
 
 

@@ -105,6 +105,7 @@ def module_paths(path: str, known: Sequence[str], layers: str, layer: int | None
     """The modules that a path may mean: itself, without a wrapper's first name ("llm.transformer.h.8"), with the front
     left out ("h.8.mlp"), or inside a layer ("mlp.down_proj"). Best ways first; several only where it is ambiguous."""
     there = set(known)
+    path = path.replace("language_model.model.", "model.").replace("language_model.", "")  # of a model with images
     shorter = path.split(".", 1)[1] if "." in path else path
     inside = f"{layers}.{layer}.{path}" if layer is not None else ""
     for candidate in (path, shorter, inside):

@@ -66,7 +66,7 @@ def empty_model(config: "PretrainedConfig", where: AbstractContextManager) -> nn
     try:
         with where:
             return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    except (ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
         raise ValueError(f"HuggingFace has no language model for this config: {first_line(error)}") from error
 
 
