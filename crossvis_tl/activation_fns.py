@@ -72,3 +72,28 @@ class JumpReLU:
 
     def to(self, device: str | torch.device) -> "JumpReLU":
         return JumpReLU(self.threshold.to(device), self.strict, self.relu)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest pre-activations of a token, 0 elsewhere (arXiv 2406.04093).
+
+    `relu`: negative values among them are dropped too. Producers differ: circuit-tracer's keeps them, so that
+    activations can be negative.
+    """
+
+    k: int
+    relu: bool = True
+    name: str = "TopK"
+    elementwise: bool = False
+
+    def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        top = pre.topk(min(self.k, pre.shape[-1]), dim=-1)
+        values = torch.relu(top.values) if self.relu else top.values
+        return torch.zeros_like(pre).scatter(-1, top.indices, values)
+
+    def select(self, features: Int[Tensor, " selected"]) -> "TopK":
+        raise ValueError("a feature's TopK activation depends on the other features; encode all of them")
+
+    def to(self, device: str | torch.device) -> "TopK":
+        return self

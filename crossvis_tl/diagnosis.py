@@ -106,7 +106,7 @@ def _site_changes(capture: Capture) -> Iterator[tuple[Dictionary, str]]:
             for name in (f"blocks.{layer}.hook_resid_mid", f"blocks.{layer}.hook_resid_post"):
                 if name != hook:
                     yield _with_sites(dictionary, hook=name, hf_path=None), f"trained at {name}, not {hook}"
-    elif dictionary.kind == "clt":
+    elif dictionary.kind in ("clt", "plt"):
         for name in ("hook_resid_pre", "hook_resid_mid", "ln2.hook_normalized"):
             change = replace(dictionary, sources=tuple(_renamed(site, name) for site in dictionary.sources))
             if change.sources != dictionary.sources:

@@ -18,7 +18,7 @@ from torch import Tensor
 from crossvis_tl.activation_fns import Activation
 from crossvis_tl.processing import Processing
 
-Kind = Literal["sae", "crosscoder", "clt"]
+Kind = Literal["sae", "crosscoder", "clt", "plt"]  # plt: a transcoder for each layer, or one alone
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Group:
 class Dictionary:
     """A trained dictionary. Make one with `crossvis_tl.load_dictionary`.
 
-    `b_dec`: one [d_target] for each target. `facts`: what the files or the caller said beyond the weights, for people.
+    `b_dec`: one [d_target] for each target. `skip`: by (source, target), [d_source, d_target]: what of an input goes
+    straight to an output. `facts`: what the files or the caller said beyond the weights, for people.
     """
 
     kind: Kind
@@ -87,6 +88,7 @@ class Dictionary:
     name: str = "dictionary"
     model_names: tuple[str | None, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
+    skip: Mapping[tuple[int, int], Float[Tensor, "d_source d_target"]] = field(default_factory=dict)
 
     @property
     def n_features(self) -> int:
@@ -116,7 +118,7 @@ class Dictionary:
     def missing(self) -> tuple[str, ...]:
         """Facts that gathering needs and neither the files nor the caller said."""
         sites = (*self.sources, *self.targets)
-        if self.kind == "clt":
+        if self.kind in ("clt", "plt"):
             names = {"feature_input_hook": any(site.place is None for site in self.sources)}
             names["feature_output_hook"] = any(site.place is None for site in self.targets)
         else:
@@ -129,7 +131,7 @@ class Dictionary:
 
         ValueError for a transcoder of several layers: one hook cannot be that of all.
         """
-        if self.kind == "clt" and self.missing:
+        if self.kind in ("clt", "plt") and self.missing:
             raise ValueError(
                 f"{self.name} reads {len(self.sources)} layers, and one hook point ({hook}) cannot be that of all; "
                 "its config.yaml should name them, or "
@@ -243,13 +245,25 @@ class Dictionary:
     ) -> list[Float[Tensor, "*batch d_target"]]:
         """Reconstructions in the model's own units, float32, one [..., d_target] for each target.
 
-        `inputs` are needed only by dictionaries with a skip connection; others ignore them.
+        `inputs` (as `encode` takes them) are needed, and asked for, by dictionaries with a skip connection; others
+        ignore them.
         """
         if features.shape[-1] != self.n_features:
             raise ValueError(f"decode takes [..., {self.n_features}] activations; got {tuple(features.shape)}")
         offsets = self.offsets
         batch = features.shape[:-1]
         recons = [bias.float().expand(*batch, -1) for bias in self.b_dec]
+        if self.skip and inputs is None:
+            raise ValueError(
+                f"{self.name} has a skip connection: its output is not made from features alone; give decode(features, "
+                "inputs) with the inputs that were encoded"
+            )
+        if self.skip and inputs is not None:
+            self._check_inputs(inputs)
+            for (source, target), W_skip in self.skip.items():
+                x = inputs[source].to(device=W_skip.device, dtype=torch.float32)
+                passed = einsum(x, W_skip.float(), "... d_source, d_source d_target -> ... d_target")
+                recons[target] = recons[target] + passed
         for g, group in enumerate(self.groups):
             acts = features[..., offsets[g] : offsets[g + 1]].to(device=self.device, dtype=torch.float32)
             for target, W_dec in group.W_dec.items():
@@ -285,7 +299,8 @@ class Dictionary:
             )
             for group in self.groups
         )
-        return replace(self, groups=groups, b_dec=tuple(bias.to(device) for bias in self.b_dec))
+        skip = {pair: W.to(device) for pair, W in self.skip.items()}
+        return replace(self, groups=groups, b_dec=tuple(bias.to(device) for bias in self.b_dec), skip=skip)
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site.place or '?'} of model {site.model}" for site in self.sources[:4])

@@ -17,14 +17,16 @@ from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.errors import short_list
 from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict
 
+NAME = "a circuit-tracer CLT"
 FACTS = {"processing", "feature_input_hook", "feature_output_hook"}
 
 
-def find(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("W_enc_*.safetensors"))
+def find(path: Path) -> bool | None:
+    """-> True when the path looks like this layout, else None."""
+    return True if path.is_dir() and any(path.glob("W_enc_*.safetensors")) else None
 
 
-def load(path: Path, facts: dict[str, Any]) -> Dictionary:
+def load(path: Path, _found: bool, facts: dict[str, Any]) -> Dictionary:
     """ValueError when a layer's file is missing or its tensors do not fit."""
     n_layers = _count_layers(path)
     cfg = read_config(path / "config.yaml") if (path / "config.yaml").is_file() else {}

@@ -34,12 +34,17 @@ def read_wrapped(path: Path) -> tuple[dict[str, Tensor], bool]:
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors, only {short_list(content) or 'nothing'}; is it a weight file?")
+    check_tensors(path, tensors)
+    return tensors, wrapped
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError when one is empty, or holds NaN or infinite values."""
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
             raise ValueError(f"{path}: tensor {name!r} is empty, {tuple(tensor.shape)}; there are no features in it")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name!r} holds NaN or infinite values; the file is damaged")
-    return tensors, wrapped
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:

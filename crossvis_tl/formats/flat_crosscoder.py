@@ -3,7 +3,9 @@
 `W_enc [S, d, F]`, `W_dec [F, S, d]`, `b_enc [F]`, `b_dec [S, d]`; a = ReLU(sum_s x_s W_enc[s] + b_enc) on activations
 multiplied by one factor per source, which these files do not hold (ckkissane/crosscoder-model-diff-replication,
 `crosscoder.py` and `buffer.py`). Our own demo folds the factors in and says so in its config
-(`"input_scale_folded": true`). F1b wraps the same tensors in `{"model_state_dict": ...}`.
+(`"input_scale_folded": true`). F1b wraps the same tensors in `{"model_state_dict": ...}`. F1c (antebe1's TopK and
+"DFC" crosscoders) has `activation_dim` and `k` in its config, TopK of the rectified pre-activations, no input scale,
+and perhaps `dec_mask [F, 2]`, with which its decoder is multiplied (`enc_mask` is stored and not used).
 """
 
 import re
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossvis_tl.activation_fns import ReLU
+from crossvis_tl.activation_fns import ReLU, TopK
 from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.errors import short_list
 from crossvis_tl.formats.files import (
@@ -24,6 +26,7 @@ from crossvis_tl.formats.files import (
     read_wrapped,
 )
 
+NAME = "a flat crosscoder"
 KEYS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 FACTS = {"input_scale", "hook_point", "hook_name", "processing"}
 SCALE_HELP = (
@@ -50,17 +53,21 @@ def find(path: Path) -> tuple[Path, Path | None] | None:
     return find(inside[0]) if len(inside) == 1 else None
 
 
-def load(weights: Path, config: Path | None, facts: dict[str, Any]) -> Dictionary:
+def load(_path: Path, found: tuple[Path, Path | None], facts: dict[str, Any]) -> Dictionary:
     """ValueError when tensors are missing, do not fit each other, or a fact that encoding needs was not given."""
+    weights, config = found
     state, wrapped = read_wrapped(weights)
     cfg = read_config(config) if config else {}
     _check_shapes(weights, state)
     n_sources, width, _ = state["W_enc"].shape
     if cfg.get("batch_topk"):
         raise ValueError(f"{config}: batch_topk = {cfg['batch_topk']}; BatchTopK crosscoders cannot be read yet")
-    for name, size in (("d_in", width), ("dict_size", state["b_enc"].shape[0])):
+    for name, size in (("d_in", width), ("activation_dim", width), ("dict_size", state["b_enc"].shape[0])):
         if cfg.get(name, size) != size:
             raise ValueError(f"{config} says {name} = {cfg[name]}, but in {weights} it is {size}")
+    k = _top_k(config, cfg, state["b_enc"].shape[0])
+    if k is not None and not wrapped:
+        cfg = {"input_scale": [1.0] * n_sources, "input_scale_folded": True, "processing": "none"} | cfg
     scales, folded = _input_scale(weights, cfg, facts, n_sources)
     hooks = _hooks(cfg, facts, n_sources)
     one_model = len(set(hooks)) > 1
@@ -76,16 +83,37 @@ def load(weights: Path, config: Path | None, facts: dict[str, Any]) -> Dictionar
         name="",
         W_enc={s: _scaled(state["W_enc"][s], fold[s]) for s in range(n_sources)},
         b_enc=state["b_enc"],
-        activation=ReLU(),
-        W_dec={s: _scaled(state["W_dec"][:, s], 1 / fold[s]) for s in range(n_sources)},
+        activation=ReLU() if k is None else TopK(k),
+        W_dec={s: _scaled(_masked(weights, state, s), 1 / fold[s]) for s in range(n_sources)},
     )
     b_dec = tuple(_scaled(state["b_dec"][s], 1 / fold[s]) for s in range(n_sources))
     said = {name: cfg[name] for name in ("model_name", "activations", "num_tokens") if name in cfg}
-    names = cfg.get("model_names") or [cfg.get("model_name")]
+    pair = [cfg["model_a"], cfg["model_b"]] if "model_a" in cfg and "model_b" in cfg else [cfg.get("model_name")]
+    names = cfg.get("model_names") or pair
     return Dictionary(
-        kind="crosscoder", sources=sites, targets=sites, groups=(group,), b_dec=b_dec, format="flat crosscoder (F1)",
+        kind="crosscoder", sources=sites, targets=sites, groups=(group,), b_dec=b_dec,
+        format="flat crosscoder (F1)" if k is None else "flat TopK crosscoder (F1c)",
         model_names=tuple(names), facts={"input_scale": scales, **said},
     )  # fmt: skip
+
+
+def _top_k(config: Path | None, cfg: dict[str, Any], features: int) -> int | None:
+    """F1c's config names the width `activation_dim` and has k; the other flat crosscoders' do not."""
+    if "activation_dim" not in cfg or "k" not in cfg:
+        return None
+    k = cfg["k"]
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= features:
+        raise ValueError(f"{config}: k = {k!r}; expected how many of the {features} features fire on a token")
+    return k
+
+
+def _masked(path: Path, state: dict[str, Tensor], source: int) -> Tensor:
+    W_dec, mask = state["W_dec"][:, source], state.get("dec_mask")
+    if mask is None:
+        return W_dec
+    if tuple(mask.shape) != tuple(state["W_dec"].shape[:2]):
+        raise ValueError(f"{path}: dec_mask is {tuple(mask.shape)}; expected {tuple(state['W_dec'].shape[:2])}")
+    return W_dec * mask[:, source, None].to(W_dec)
 
 
 def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:

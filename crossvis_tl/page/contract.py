@@ -14,7 +14,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 VERSION = 1
 
-Kind = Literal["sae", "crosscoder", "clt"]
+Kind = Literal["sae", "crosscoder", "clt", "plt"]
 View = Literal["feature", "prompt"]
 Verdict = Literal["plausible", "doubtful", "implausible"]
 Metric = Literal["act_quantile", "act_size", "loss_effect"]

@@ -34,7 +34,8 @@ const factList = () => {
   return el("dl.facts", facts.map(([name, text]) => text && el("div", el("dt", name), el("dd", text))));
 };
 
-const KINDS = { sae: "Sparse autoencoder", crosscoder: "Crosscoder", clt: "Cross-layer transcoder" };
+const KINDS = { sae: "Sparse autoencoder", crosscoder: "Crosscoder", clt: "Cross-layer transcoder",
+  plt: "Transcoder" };
 
 const pageHeader = () =>
   el("header.head", el("h1", HEAD.title),

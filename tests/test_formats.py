@@ -1,0 +1,193 @@
+"""Readers of layered dictionaries: what they say of damaged, incomplete and contradicting files, and what they feed."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from crossvis_tl import CrossvisWarning, SaeVisData, load_dictionary
+from crossvis_tl.activation_fns import TopK
+from tests.conftest import D_MODEL, N_LAYERS
+
+GOLDEN = Path(__file__).parent / "golden"
+GEMMA_CLT = "checkpoint/clt/width_120_l0_medium_affine"
+GEMMA_CROSSCODER = "checkpoint/crosscoder/layer_7_13_17_22_width_160_l0_medium"
+
+
+def copied(tmp_path: Path, name: str, inside: str = "checkpoint") -> Path:
+    target = tmp_path / Path(inside).name
+    shutil.copytree(GOLDEN / name / inside, target)
+    return target
+
+
+def change(file: Path, **tensors: torch.Tensor | None) -> None:
+    """Writes the file again with these tensors put in, or taken out for None."""
+    state = load_file(file) | tensors
+    save_file({name: tensor.contiguous() for name, tensor in state.items() if tensor is not None}, file)
+
+
+@given(st.integers(1, 9), st.booleans(), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_topk_keeps_the_largest(k, relu, seed):
+    pre = torch.randn(5, 12, generator=torch.Generator().manual_seed(seed))
+    got = TopK(k, relu)(pre)
+    kept = pre >= pre.sort(-1, descending=True).values[:, k - 1 : k]
+    want = torch.where(kept, pre, torch.zeros(()))
+    assert torch.equal(got, torch.relu(want) if relu else want)
+
+
+def test_a_skip_connection_asks_for_the_inputs():
+    dictionary = load_dictionary(GOLDEN / "f6_plt_jumprelu_skip/checkpoint")
+    inputs = [torch.randn(4, 16) for _ in range(3)]
+    acts = dictionary.encode(inputs)
+    with pytest.raises(ValueError, match=r"has a skip connection.*give decode\(features, inputs\)"):
+        dictionary.decode(acts)
+    with pytest.raises(ValueError, match=r"3 here; got 2 tensors"):
+        dictionary.decode(acts, inputs[:2])
+    without = replace(dictionary, skip={}).decode(acts)
+    state = load_file(GOLDEN / "f6_plt_jumprelu_skip/checkpoint/layer_1.safetensors")
+    passed = dictionary.decode(acts, inputs)[1] - without[1]
+    torch.testing.assert_close(passed, inputs[1] @ state["W_skip"].T, atol=1e-5, rtol=1e-5)
+
+
+def test_gemma_scope_says_where_it_reads():
+    """HuggingFace paths with the layer put in; a CLT's feature writes to its own layer and the later ones."""
+    clt = load_dictionary(GOLDEN / "f4_gs2_clt_affine" / GEMMA_CLT)
+    assert clt.sources[2].place == "model.layers.2.pre_feedforward_layernorm.output"
+    assert clt.writes(clt.find("L1F3")) == [1, 2]
+    crosscoder = load_dictionary(GOLDEN / "f4_gs2_crosscoder" / GEMMA_CROSSCODER)
+    assert (crosscoder.kind, crosscoder.n_models, crosscoder.n_features) == ("crosscoder", 1, 160)
+    assert [site.layer for site in crosscoder.sources] == [7, 13, 17, 22]
+    assert crosscoder.label(45) == "L13F5"
+
+
+def test_gemma_scope_without_its_folders_name_asks_for_the_layers(tmp_path):
+    folder = copied(tmp_path, "f4_gs2_crosscoder", GEMMA_CROSSCODER).rename(tmp_path / "download")
+    with pytest.raises(ValueError, match=r"does not say which layers it reads; pass layers=\[\.\.\.\], 4 numbers"):
+        load_dictionary(folder)
+    assert [s.layer for s in load_dictionary(folder, layers=[7, 13, 17, 22]).sources] == [7, 13, 17, 22]
+    with pytest.raises(ValueError, match=r"layers names 2 layers"):
+        load_dictionary(folder, layers=[7, 13])
+
+
+def gemma_width(folder):
+    cfg = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(cfg | {"width": 99}))
+
+
+def forge_layers(folder):
+    cfg = json.loads((folder / "clt_cfg.json").read_text())
+    (folder / "clt_cfg.json").write_text(json.dumps(cfg | {"n_layers": 7}))
+
+
+ZEROS = torch.zeros(3)
+DAMAGE = {
+    "a gap": ("f4_gs2_clt_affine", GEMMA_CLT, lambda p: (p / "params_layer_1.safetensors").unlink(),
+              r"lacks params_layer_1\.safetensors; was the download complete"),
+    "no config": ("f4_gs2_clt_affine", GEMMA_CLT, lambda p: (p / "config.json").unlink(), r"lacks config\.json"),
+    "another width": ("f4_gs2_clt_affine", GEMMA_CLT, gemma_width, r"says width = 99, but there are 120 features"),
+    "no threshold": ("f4_gs2_clt_affine", GEMMA_CLT, lambda p: change(p / "params_layer_0.safetensors", threshold=None),
+                     r"params_layer_0\.safetensors lacks the tensor threshold"),
+    "a short decoder": ("f4_gs2_clt_affine", GEMMA_CLT,
+                        lambda p: change(p / "params_layer_0.safetensors", w_dec=torch.zeros(40, 2, 16) + 1),
+                        r"w_dec is \(40, 2, 16\); expected \(40, 3, 16\)"),
+    "a set with a gap": ("f6_plt_topk", "checkpoint", lambda p: (p / "layer_1.safetensors").unlink(),
+                         r"with gaps between"),
+    "an integer encoder": ("f6_plt_topk", "checkpoint",
+                           lambda p: change(p / "layer_1.safetensors", W_enc=torch.ones(40, 16, dtype=torch.int32)),
+                           r"W_enc holds torch\.int32 numbers"),
+    "an unknown activation": ("f6_plt_topk", "checkpoint",
+                              lambda p: (p / "config.yaml").write_text("activation: gelu\n"),
+                              r"activation='gelu'; expected one of relu, jumprelu, topk"),
+    "no k": ("f6_plt_topk", "checkpoint", lambda p: (p / "config.yaml").write_text("activation: topk\n"),
+             r"TopK needs k.*Pass k=\.\.\."),
+    "a threshold against the config": ("f6_plt_jumprelu_skip", "checkpoint",
+                                       lambda p: (p / "config.yaml").write_text("activation: relu\n"),
+                                       r"activation 'relu', but the files hold thresholds"),
+    "an npz that is none": ("f6_gemmascope1_npz", "checkpoint",
+                            lambda p: next(p.glob("layer_1/**/params.npz")).write_bytes(b"PK"), r"no readable \.npz"),
+    "two of a layer": ("f6_gemmascope1_npz", "checkpoint",
+                       lambda p: shutil.copytree(p / "layer_1/width_16k/average_l0_6", p / "layer_1/width_16k/other"),
+                       r"layer 1 has 2 transcoders"),
+    "a missing rank": ("f10_cltforge_sharded", "checkpoint", lambda p: (p / "rank0_clt_weights.safetensors").unlink(),
+                       r"lacks rank0_clt_weights\.safetensors"),
+    "other layers than said": ("f10_cltforge", "checkpoint", forge_layers,
+                               r"says n_layers = 7.*in the weights it is 3"),
+    "a factor of zero": ("f10_cltforge", "checkpoint",
+                         lambda p: change(p / "clt_weights.safetensors", estimated_norm_scaling_factor_in=ZEROS),
+                         r"a scaling factor is not positive"),
+    "NaN": ("f10_cltforge", "checkpoint",
+            lambda p: change(p / "clt_weights.safetensors", b_enc=torch.full((3, 40), float("nan"))), r"holds NaN"),
+    "half a standardizer": ("f9_clt_jumprelu_unfolded", "checkpoint",
+                            lambda p: change(p / "checkpoint.safetensors", **{"input_standardizer.std": None}),
+                            r"holds one of input_standardizer\.mean and input_standardizer\.std"),
+    "no nonlinearity": ("f9_clt_topk", "checkpoint", lambda p: (p / "config.yaml").unlink(),
+                        r"pass activation='relu', or activation='topk' and k="),
+    "a missing decoder": ("f9_clt_topk", "checkpoint",
+                          lambda p: change(p / "checkpoint.safetensors", **{"decoder.W_2": None}),
+                          r"lacks the tensor decoder\.W_2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_what_is_wrong_is_said(what, tmp_path):
+    name, inside, damage, text = DAMAGE[what]
+    folder = copied(tmp_path, name, inside)
+    load_dictionary(folder)
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=text):
+        load_dictionary(folder)
+
+
+def test_facts_stand_in_for_a_lost_config(tmp_path):
+    folder = copied(tmp_path, "f9_clt_topk")
+    whole = load_dictionary(folder)
+    (folder / "config.yaml").unlink()
+    told = load_dictionary(folder, activation="topk", k=5)
+    inputs = [torch.randn(4, 16) for _ in range(3)]
+    assert torch.equal(told.encode(inputs), whole.encode(inputs))
+
+
+def test_what_gathering_needs_is_listed_not_guessed():
+    forge = load_dictionary(GOLDEN / "f10_cltforge/checkpoint")
+    assert forge.missing == ("processing",)
+    assert load_dictionary(GOLDEN / "f10_cltforge/checkpoint", processing="none").missing == ()
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_a_set_of_skip_transcoders_has_dashboards(tmp_path, tl_models, tokens, activation):
+    """Hooks that only a bridge has ("mlp.hook_in") on a HookedTransformer; negative activations of TopK are shown."""
+    generator = torch.Generator().manual_seed(11)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    for i in range(N_LAYERS):
+        state = {"W_enc": normal(20, D_MODEL), "W_dec": 0.3 * normal(20, D_MODEL), "b_enc": normal(20) - 1}
+        state |= {"b_dec": 0.1 * normal(D_MODEL), "W_skip": 0.2 * normal(D_MODEL, D_MODEL)}
+        save_file(state, tmp_path / f"layer_{i}.safetensors")
+    (tmp_path / "config.yaml").write_text(
+        f"model_kind: transcoder_set\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n"
+        f"activation: {activation}\nk: 18\n"
+    )
+    dictionary = load_dictionary(tmp_path)
+    model = tl_models[1]
+    with pytest.warns(CrossvisWarning):
+        data = SaeVisData.create(dictionary, model, tokens)
+    assert list(data.feature_data_dict) == list(range(60))
+    _, cache = model.run_with_cache(tokens)
+    norm = model.blocks[1].ln2
+    inputs = cache["blocks.1.ln2.hook_normalized"] * norm.w + norm.b
+    state = load_file(tmp_path / "layer_1.safetensors")
+    pre = (inputs @ state["W_enc"].T + state["b_enc"])[:, 1:]
+    want = torch.relu(pre) if activation == "relu" else TopK(18, relu=False)(pre)
+    assert data.panels[23].maximum == pytest.approx(want[..., 3].max().item(), abs=1e-4)
+    assert data.panels[23].density == pytest.approx((want[..., 3] != 0).float().mean().item(), abs=1e-6)
+    data.save_feature_centric_vis(tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size > 10_000
