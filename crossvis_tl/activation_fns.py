@@ -26,6 +26,8 @@ class Activation(Protocol):
 
     def select(self, features: Int[Tensor, " selected"]) -> "Activation": ...
 
+    def scaled(self, factor: Float[Tensor, " features"]) -> "Activation": ...
+
     def to(self, device: str | torch.device) -> "Activation": ...
 
 
@@ -40,6 +42,10 @@ class ReLU:
         return torch.relu(pre)
 
     def select(self, features: Int[Tensor, " selected"]) -> "ReLU":
+        return self
+
+    def scaled(self, factor: Float[Tensor, " features"]) -> "ReLU":
+        """The activation g with g(factor * x) = factor * self(x), for positive factors."""
         return self
 
     def to(self, device: str | torch.device) -> "ReLU":
@@ -70,6 +76,10 @@ class JumpReLU:
     def select(self, features: Int[Tensor, " selected"]) -> "JumpReLU":
         return JumpReLU(self.threshold[features.to(self.threshold.device)], self.strict, self.relu)
 
+    def scaled(self, factor: Float[Tensor, " features"]) -> "JumpReLU":
+        """The activation g with g(factor * x) = factor * self(x), for positive factors."""
+        return JumpReLU(self.threshold.float() * factor, self.strict, self.relu)
+
     def to(self, device: str | torch.device) -> "JumpReLU":
         return JumpReLU(self.threshold.to(device), self.strict, self.relu)
 
@@ -94,6 +104,9 @@ class TopK:
 
     def select(self, features: Int[Tensor, " selected"]) -> "TopK":
         raise ValueError("a feature's TopK activation depends on the other features; encode all of them")
+
+    def scaled(self, factor: Float[Tensor, " features"]) -> "TopK":
+        raise ValueError("a TopK of scaled pre-activations would choose other features")
 
     def to(self, device: str | torch.device) -> "TopK":
         return self

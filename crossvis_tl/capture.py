@@ -37,7 +37,8 @@ class Capture:
     """A dictionary's sites on given models, checked once when it is made.
 
     `replacements`: for a model's number, token ids that it gets in place of others (a base model that never saw a chat
-    template's tokens). `dictionary`: the one given, its sites' `hook` filled in from their HuggingFace paths.
+    template's tokens). `dictionary`: the one given, its activations comparable between features, and its sites' `hook`
+    filled in from their HuggingFace paths.
 
     ValueError when a fact is missing, a hook does not exist (with near misses), never fires or is of another width, or
     models are lacking; `ModelMismatchError` when a processed model is given for a dictionary of unprocessed ones.
@@ -49,7 +50,7 @@ class Capture:
         models: Sequence["HookedTransformer"],
         replacements: Replacements | None = None,
     ):
-        self.dictionary = dictionary
+        self.dictionary = dictionary = dictionary.comparable()
         self.models = list(models)
         self.replacements = dict(replacements or {})
         self._check_models()

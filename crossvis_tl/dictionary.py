@@ -57,7 +57,9 @@ class Site:
 class Group:
     """Features that share an encoder: pre-activation = sum over sources of x_s @ W_enc[s], plus b_enc.
 
-    `W_enc`: by source index, [d_source, features]. `W_dec`: by target index, [features, d_target].
+    `W_enc`: by source index, [d_source, features]. `W_dec`: by target index, [features, d_target]. `code_norm`: the
+    factor by which an activation is multiplied to be comparable between features, where the producer has one.
+    `in_units`: whether that is done already (`Dictionary.comparable`).
     """
 
     name: str
@@ -65,10 +67,29 @@ class Group:
     b_enc: Float[Tensor, " features"]
     activation: Activation
     W_dec: Mapping[int, Float[Tensor, "features d_target"]]
+    code_norm: Float[Tensor, " features"] | None = None
+    in_units: bool = False
 
     @property
     def n_features(self) -> int:
         return self.b_enc.shape[0]
+
+    def comparable(self) -> "Group":
+        """The same features with activations multiplied by `code_norm`, and decoders divided by it.
+
+        c * f(pre) = f(c * pre) where f is elementwise and its thresholds are multiplied too: nothing is approximated.
+        """
+        if self.code_norm is None or self.in_units:
+            return self
+        c = self.code_norm
+        return replace(
+            self,
+            W_enc={s: W.float() * c for s, W in self.W_enc.items()},
+            b_enc=self.b_enc.float() * c,
+            activation=self.activation.scaled(c),
+            W_dec={t: W.float() / c.clamp_min(1e-12)[:, None] for t, W in self.W_dec.items()},
+            in_units=True,
+        )
 
 
 @dataclass
@@ -125,6 +146,18 @@ class Dictionary:
             names = {"hook_point": any(site.place is None for site in sites)}
         names["processing"] = any(site.processing is None for site in sites)
         return tuple(name for name, lacks in names.items() if lacks)
+
+    def comparable(self) -> "Dictionary":
+        """The dictionary as it is shown: activations are those that are comparable between features (see `Group`)."""
+        return replace(self, groups=tuple(group.comparable() for group in self.groups))
+
+    def unit(self, features: Int[Tensor, " selected"]) -> Float[Tensor, " selected"]:
+        """By how much a shown activation of each feature is larger than the producer's own: 1 unless `comparable`."""
+        parts = [
+            group.code_norm if group.in_units and group.code_norm is not None else torch.ones(group.n_features)
+            for group in self.groups
+        ]
+        return torch.cat([part.to(self.device) for part in parts])[features.to(self.device)]
 
     def with_hook(self, hook: str) -> "Dictionary":
         """The same dictionary with `hook` at every site whose hook was not known.
@@ -296,6 +329,7 @@ class Dictionary:
                 b_enc=group.b_enc.to(device),
                 activation=group.activation.to(device),
                 W_dec={t: W.to(device) for t, W in group.W_dec.items()},
+                code_norm=None if group.code_norm is None else group.code_norm.to(device),
             )
             for group in self.groups
         )

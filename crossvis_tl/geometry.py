@@ -31,7 +31,8 @@ class SiteGeometry:
 
 def decoder_vectors(dictionary: Dictionary, features: Int[Tensor, " n"]) -> list[Float[Tensor, "n d_target"]]:
     """The decoder rows at each target, in training units."""
-    return [dictionary.decoder(features, t) * site.scale for t, site in enumerate(dictionary.targets)]
+    unit = dictionary.unit(features)[:, None]
+    return [dictionary.decoder(features, t) * site.scale * unit for t, site in enumerate(dictionary.targets)]
 
 
 def site_geometry(dictionary: Dictionary, features: Int[Tensor, " n"], names: list[str]) -> list[SiteGeometry]:

@@ -154,6 +154,63 @@ def test_facts_stand_in_for_a_lost_config(tmp_path):
     assert torch.equal(told.encode(inputs), whole.encode(inputs))
 
 
+def change_pt(file: Path, **tensors: torch.Tensor) -> None:
+    torch.save(torch.load(file, weights_only=True) | tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "text"),
+    [
+        ({"code_normalization_id": torch.tensor(9)}, r"code_normalization_id = 9; known are 1, 2, 3, 4, 5"),
+        ({"code_normalization_id": torch.tensor(5)}, r"DECOUPLED crosscoders.*cannot be read yet"),
+        ({"threshold": torch.ones(2)}, r"threshold is \(2,\); expected one number"),
+        ({"activation_std": torch.zeros(2, 16)}, None),
+        ({"activation_mean": torch.full((2, 16), float("inf"))}, r"the normaliser's mean or deviation is not finite"),
+        ({"decoder.bias": torch.zeros(2, 3)}, r"decoder\.bias is \(2, 3\); expected \(2, 16\)"),
+        ({"encoder.bias": torch.full((40,), float("nan"))}, r"'encoder\.bias' holds NaN"),
+    ],
+)
+def test_a_damaged_dictionary_learning_file(tmp_path, tensors, text):
+    folder = copied(tmp_path, "f2_batchtopk_norm_pt")
+    change_pt(folder / "model_final.pt", **tensors)
+    if text is None:
+        assert torch.isfinite(load_dictionary(folder).groups[0].b_enc).all()
+        return
+    with pytest.raises(ValueError, match=text):
+        load_dictionary(folder)
+
+
+def test_a_dictionary_learning_config_that_says_otherwise(tmp_path):
+    folder = copied(tmp_path, "f2_batchtopk_norm_pt")
+    cfg = json.loads((folder / "config.json").read_text())
+    cfg["trainer"]["dict_size"] = 64
+    (folder / "config.json").write_text(json.dumps(cfg))
+    with pytest.raises(ValueError, match=r"says dict_size = 64, but in the weights it is 40"):
+        load_dictionary(folder)
+
+
+def test_a_language_model_is_no_dictionary(models_dir):
+    with pytest.raises(ValueError, match=r"is no dictionary that can be read"):
+        load_dictionary(models_dir / "base")
+
+
+def test_a_dashboard_shows_the_comparable_value(tmp_path, tl_models, tokens):
+    """Gathering multiplies by the code normalisation; effects on logits are those of the producer's own feature."""
+    folder = copied(tmp_path, "f2_batchtopk_mixed_pt")
+    cfg = json.loads((folder / "config.json").read_text())
+    cfg["trainer"]["layer"] = 1
+    (folder / "config.json").write_text(json.dumps(cfg))
+    change_pt(folder / "model_final.pt", threshold=torch.tensor(0.1))
+    dictionary = load_dictionary(folder)
+    assert [site.hook for site in dictionary.sources] == ["blocks.1.hook_resid_post"] * 2
+    with pytest.warns(CrossvisWarning):
+        data = SaeVisData.create(dictionary, tl_models, tokens)
+    inputs = [model.run_with_cache(tokens)[1]["blocks.1.hook_resid_post"][:, 1:] for model in tl_models]
+    acts = dictionary.encode(inputs) * dictionary.groups[0].code_norm
+    for feature in (0, 7, 21):
+        assert data.panels[feature].maximum == pytest.approx(acts[..., feature].max().item(), abs=1e-4)
+
+
 def test_what_gathering_needs_is_listed_not_guessed():
     forge = load_dictionary(GOLDEN / "f10_cltforge/checkpoint")
     assert forge.missing == ("processing",)

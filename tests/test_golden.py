@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from crossvis_tl import load_dictionary
+from crossvis_tl.geometry import decoder_vectors
 
 GOLDEN = sorted(p.parent for p in (Path(__file__).parent / "golden").glob("*/meta.json"))
 
@@ -27,7 +28,7 @@ def expected_features(expected: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_there_are_checkpoints():
-    assert len(GOLDEN) == 28
+    assert len(GOLDEN) == 34
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
@@ -40,6 +41,21 @@ def test_features_and_reconstructions_are_the_producers(folder):
     assert len(recons) == sum(name.startswith("recon.") for name in expected)
     for t, recon in enumerate(recons):
         torch.testing.assert_close(recon, expected[f"recon.{t}"].float(), **meta["tolerance"])
+
+
+@pytest.mark.parametrize("folder", [p for p in GOLDEN if p.name.startswith("f2")], ids=lambda p: p.name)
+def test_what_is_shown_is_the_producers_scaled_value(folder):
+    """`get_activations` of the producer; reconstructions and the decoders' norms stay what they are."""
+    meta, inputs, expected = read(folder)
+    dictionary = load_dictionary(folder / meta["load_path"])
+    shown = dictionary.comparable()
+    acts = shown.encode(inputs)
+    torch.testing.assert_close(acts, expected["latents_scaled"].float(), **meta["tolerance"])
+    for t, recon in enumerate(shown.decode(acts)):
+        torch.testing.assert_close(recon, expected[f"recon.{t}"].float(), **meta["tolerance"])
+    features = torch.arange(dictionary.n_features)
+    for one, other in zip(decoder_vectors(dictionary, features), decoder_vectors(shown, features), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)

@@ -12,6 +12,7 @@ from crossvis_tl.formats import (
     circuit_tracer,
     clt_forge,
     crosslayer_transcoder,
+    dictionary_learning,
     flat_crosscoder,
     gemma_scope_2,
     transcoder_set,
@@ -20,12 +21,21 @@ from crossvis_tl.formats.files import check_processing
 
 __all__ = ["load_dictionary"]
 
-READERS = (circuit_tracer, transcoder_set, gemma_scope_2, clt_forge, crosslayer_transcoder, flat_crosscoder)
+READERS = (
+    circuit_tracer,
+    transcoder_set,
+    gemma_scope_2,
+    clt_forge,
+    crosslayer_transcoder,
+    dictionary_learning,
+    flat_crosscoder,
+)
 READABLE = (
     "crosscoders as flat state dicts (W_enc, W_dec, b_enc, b_dec in a .pt beside cfg.json), circuit-tracer CLTs "
     "(W_enc_*.safetensors, W_dec_*.safetensors and config.yaml) and transcoder sets (layer_*.safetensors), Gemma Scope "
     "1 transcoders (layer_*/**/params.npz), Gemma Scope 2 (params*.safetensors and config.json), CLT-Forge "
-    "(clt_weights.safetensors) and crosslayer-transcoder (checkpoint.safetensors or clt.ckpt)"
+    "(clt_weights.safetensors) crosslayer-transcoder "
+    "(checkpoint.safetensors or clt.ckpt) and dictionary_learning crosscoders (model_final.pt or model.safetensors)"
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,14 +15,14 @@ from crossvis_tl.errors import first_line, near_misses, short_list
 from crossvis_tl.processing import Processing
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, may_be_nan: Iterable[str] = ()) -> dict[str, Tensor]:
     """Tensors of a `.pt` / `.safetensors` file; see `read_wrapped`."""
-    return read_wrapped(path)[0]
+    return read_wrapped(path, may_be_nan)[0]
 
 
-def read_wrapped(path: Path) -> tuple[dict[str, Tensor], bool]:
+def read_wrapped(path: Path, may_be_nan: Iterable[str] = ()) -> tuple[dict[str, Tensor], bool]:
     """-> tensors of a `.pt` / `.safetensors` file, a `model_state_dict` or `state_dict` wrapper taken off, and whether
-    they stood in a `model_state_dict`.
+    they stood in a `model_state_dict`. `may_be_nan`: ends of names whose tensors are not looked at.
 
     ValueError when the file is no weight file, holds more than tensors can be, or holds no tensor.
     """
@@ -34,7 +34,8 @@ def read_wrapped(path: Path) -> tuple[dict[str, Tensor], bool]:
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors, only {short_list(content) or 'nothing'}; is it a weight file?")
-    check_tensors(path, tensors)
+    excepted = tuple(may_be_nan)
+    check_tensors(path, {name: t for name, t in tensors.items() if not name.endswith(excepted or ("\0",))})
     return tensors, wrapped
 
 
@@ -45,6 +46,15 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{path}: tensor {name!r} is empty, {tuple(tensor.shape)}; there are no features in it")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name!r} holds NaN or infinite values; the file is damaged")
+
+
+def tensor_names(path: Path) -> list[str]:
+    """What a `.safetensors` file says it holds; nothing is read but its head. ValueError when it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); was the download complete?") from error
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,126 @@
+"""F2: crosscoders of the dictionary_learning fork of science-of-finetuning (jkminder, Butanium).
+
+`checkpoint_{step}.pt` or `model_final.pt` beside `config.json`, or `model.safetensors` from the hub; `encoder.weight
+[S, d, F]`, `encoder.bias [F]`, `decoder.weight [S, F, d]`, `decoder.bias [S, d]`. f = ReLU(sum_s x_s W_enc[s] + b). A
+BatchTopK file also has `threshold` and keeps f where f * c > threshold; c is the code normalisation
+(`code_normalization_id`): the sum of the decoder norms (1, and where it is not stored), the norm of the decoders side
+by side (2), both (3), or 1 (4). Decoding takes f; f * c is comparable between features, and is what is shown.
+
+With `activation_mean` and `activation_std` (NaN where there is no normaliser), inputs are
+(x - mean) * target_rms / sqrt(sum std^2 + 1e-8), and outputs are taken back; both are folded in. Trained on
+HuggingFace's own activations of `model.layers[L].output`.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from crossvis_tl.activation_fns import JumpReLU, ReLU
+from crossvis_tl.dictionary import Dictionary, Group, Site
+from crossvis_tl.errors import short_list
+from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict, tensor_names
+from crossvis_tl.formats.layers import check_shapes, need
+
+FACTS = {"processing", "hook_point"}
+NAME = "a dictionary_learning crosscoder"
+TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+NORMALIZER = ("activation_mean", "activation_std")
+STEP = re.compile(r"checkpoint_(\d+)\.pt")
+CODE_NORMS = {1: "CROSSCODER", 2: "SAE", 3: "MIXED", 4: "NONE", 5: "DECOUPLED"}
+
+
+def find(path: Path) -> Path | None:
+    """-> the weight file when the path looks like this layout, else None."""
+    if path.is_file():
+        ours = path.name == "model_final.pt" or STEP.fullmatch(path.name)
+        return path if ours else None
+    if (path / "model_final.pt").is_file():
+        return path / "model_final.pt"
+    # a language model's weights have that name too
+    if (path / "model.safetensors").is_file() and "encoder.weight" in tensor_names(path / "model.safetensors"):
+        return path / "model.safetensors"
+    steps = {int(m[1]): p for p in path.glob("*.pt") if (m := STEP.fullmatch(p.name))}
+    return steps[max(steps)] if steps else None
+
+
+def load(_path: Path, file: Path, facts: dict[str, Any]) -> Dictionary:
+    """ValueError when tensors are missing, do not fit each other or contradict the config."""
+    state = read_state_dict(file, may_be_nan=NORMALIZER)
+    state = {re.sub(r"^(_orig_mod\.|module\.)+", "", name): tensor for name, tensor in state.items()}
+    need(file, state, TENSORS)
+    check_floating(file, state, TENSORS)
+    if state["encoder.weight"].ndim != 3:
+        shape = tuple(state["encoder.weight"].shape)
+        raise ValueError(f"{file}: encoder.weight is {shape}; a crosscoder's is [sources, d_model, features]")
+    n_sources, width, features = state["encoder.weight"].shape
+    expected = {"encoder.bias": (features,), "decoder.weight": (n_sources, features, width)}
+    check_shapes(file, state, expected | {name: (n_sources, width) for name in ("decoder.bias", *NORMALIZER)})
+    trainer = _trainer(file, {"activation_dim": width, "dict_size": features, "num_layers": n_sources})
+    mean, scale = _normalizer(file, state, n_sources)
+    code = _code_norm(file, state)
+    W_enc = {s: state["encoder.weight"][s].float() * scale[s] for s in range(n_sources)}
+    b_enc = state["encoder.bias"].float()
+    for s in range(n_sources):
+        b_enc = b_enc - einsum(mean[s], W_enc[s], "d, d features -> features")
+    threshold = state.get("threshold")
+    if threshold is not None and threshold.numel() != 1:
+        raise ValueError(f"{file}: threshold is {tuple(threshold.shape)}; expected one number")
+    activation = ReLU() if threshold is None else JumpReLU(threshold.float().flatten() / code, relu=True)
+    W_dec = {s: state["decoder.weight"][s].float() / scale[s] for s in range(n_sources)}
+    group = Group("", W_enc, b_enc, activation, W_dec, code_norm=code)
+    layer = trainer.get("layer")
+    hook = facts.get("hook_point", None if layer is None else f"blocks.{layer}.hook_resid_post")
+    place, processing = check_hook(hook, "hook_point"), facts.get("processing", "none")
+    sites = tuple(Site(s, place, width, processing, scale=float(scale[s])) for s in range(n_sources))
+    said = {name: trainer[name] for name in ("lm_name", "code_normalization") if name in trainer}
+    kind = "L1" if threshold is None else "BatchTopK"
+    return Dictionary(
+        kind="crosscoder", sources=sites, targets=sites, groups=(group,),
+        b_dec=tuple(state["decoder.bias"][s].float() / scale[s] + mean[s] for s in range(n_sources)),
+        format=f"dictionary_learning {kind} crosscoder (F2)", facts=said,
+    )  # fmt: skip
+
+
+def _trainer(file: Path, sizes: dict[str, int]) -> dict[str, Any]:
+    """What the config files beside the weights say. ValueError where it is something else than the tensors."""
+    said: dict[str, Any] = {}
+    for name in ("config.json", "trainer_config.json"):
+        if (file.parent / name).is_file():
+            cfg = read_config(file.parent / name)
+            said |= cfg["trainer"] if isinstance(cfg.get("trainer"), dict) else cfg
+    for name, size in sizes.items():
+        if said.get(name, size) != size:
+            raise ValueError(f"the config beside {file} says {name} = {said[name]}, but in the weights it is {size}")
+    return said
+
+
+def _normalizer(file: Path, state: dict[str, Tensor], n_sources: int) -> tuple[Tensor, Tensor]:
+    """-> mean [S, d], and the factor of each source [S]; zeros and ones where there is no normaliser."""
+    mean, std = (state.get(name) for name in NORMALIZER)
+    if mean is None or std is None or bool(torch.isnan(mean).all() and torch.isnan(std).all()):
+        return torch.zeros(state["decoder.bias"].shape), torch.ones(n_sources)
+    target = state.get("target_rms", torch.ones(()))
+    # target_rms / sqrt(sum std^2 + 1e-8): relative variances of the dimensions are kept
+    scale = target.float().flatten() / (std.float().pow(2).sum(-1) + 1e-8).sqrt()
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError(f"{file}: the normaliser's mean or deviation is not finite or not positive; it is damaged")
+    return mean.float(), scale
+
+
+def _code_norm(file: Path, state: dict[str, Tensor]) -> Tensor:
+    """[F], by the decoders as they are stored."""
+    stored = state.get("code_normalization_id")
+    number = 1 if stored is None else int(stored)
+    if number not in CODE_NORMS:
+        raise ValueError(f"{file}: code_normalization_id = {number}; known are {short_list(CODE_NORMS)}")
+    if CODE_NORMS[number] == "DECOUPLED":
+        raise ValueError(f"{file}: DECOUPLED crosscoders, which have activations for each source, cannot be read yet")
+    norms = state["decoder.weight"].float().norm(dim=-1)
+    summed, joint = norms.sum(0), norms.pow(2).sum(0).sqrt()
+    return {"CROSSCODER": summed, "SAE": joint, "MIXED": joint + 0.1 * summed}.get(
+        CODE_NORMS[number], torch.ones_like(summed)
+    )
