@@ -30,7 +30,7 @@ def as_dictionary(encoder: Any, hook_point: str | None = None) -> Dictionary:
     if isinstance(encoder, Dictionary):
         dictionary = encoder
     elif _is_sae_lens(encoder):
-        dictionary = _from_sae_lens(encoder)
+        dictionary = from_sae_lens(encoder)
     elif all(isinstance(getattr(encoder, key, None), Tensor) for key in AUTOENCODER_KEYS):
         dictionary = _from_autoencoder(encoder)
     else:
@@ -90,6 +90,13 @@ class SaeLensDictionary(Dictionary):
     @torch.no_grad()
     def decode(self, features: Tensor, inputs: Sequence[Tensor] | None = None) -> list[Tensor]:
         sae = self._own()
+        if _scales_each_token(sae):
+            if inputs is None:
+                raise ValueError(
+                    f"{self.name} normalises every token, and its output is taken back by the token's own scale; give "
+                    "decode(features, inputs) with the inputs that were encoded"
+                )
+            self.encode(inputs)  # sae_lens keeps the scales of the inputs it encoded last
         with _flat_heads(sae):
             out = sae.decode(features.to(device=sae.device, dtype=sae.dtype)).float()
         skip = getattr(sae, "W_skip", None)
@@ -105,7 +112,13 @@ class SaeLensDictionary(Dictionary):
         sae = self._own()
         if torch.device(device).type == sae.device.type:
             return self
-        return _from_sae_lens(copy.deepcopy(sae).to(device))
+        return from_sae_lens(copy.deepcopy(sae).to(device))
+
+
+def _scales_each_token(sae: "SAE") -> bool:
+    """Transcoders do not take their normalisation back."""
+    per_token = sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
+    return per_token and "transcoder" not in sae.cfg.architecture()
 
 
 @contextmanager
@@ -121,7 +134,8 @@ def _flat_heads(sae: "SAE") -> Iterator[None]:
             sae.turn_on_forward_pass_hook_z_reshaping()
 
 
-def _from_sae_lens(sae: "SAE") -> SaeLensDictionary:
+def from_sae_lens(sae: "SAE") -> SaeLensDictionary:
+    """The SAE or transcoder as a dictionary of whatever model it is given (`processing` "as given")."""
     metadata = sae.cfg.metadata
     hook_in = getattr(metadata, "hook_name", None)
     hook_out = getattr(metadata, "hook_name_out", None) or hook_in

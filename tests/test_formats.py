@@ -189,6 +189,46 @@ def test_a_dictionary_learning_config_that_says_otherwise(tmp_path):
         load_dictionary(folder)
 
 
+@pytest.mark.parametrize(
+    ("change_cfg", "text"),
+    [
+        ({"architecture": "jumprelo"}, r"no architecture 'jumprelo'.*Did you mean 'jumprelu'"),
+        ({"d_sae": 41}, r"says d_sae = 41, but in sae_weights\.safetensors it is 40"),
+        ({"d_in": "sixteen"}, r"says d_in = sixteen, but"),
+        ({"architecture": "jumprelu"}, r"sae_lens cannot load it"),
+    ],
+)
+def test_a_sae_lens_config_that_does_not_fit(tmp_path, change_cfg, text):
+    folder = copied(tmp_path, "f13_standard_sae")
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(cfg | change_cfg))
+    with pytest.raises(ValueError, match=text):
+        load_dictionary(folder)
+    (folder / "cfg.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks cfg\.json"):
+        load_dictionary(folder)
+
+
+def test_what_normalises_every_token_asks_for_the_inputs():
+    """sae_lens keeps the scales of what it encoded last; another batch's would be wrong without a word."""
+    dictionary = load_dictionary(GOLDEN / "f13_standard_sae_layernorm/checkpoint")
+    one, other = torch.randn(4, 16), 5 * torch.randn(4, 16)
+    acts = dictionary.encode([one])
+    want = dictionary.decode(acts, [one])[0]
+    dictionary.encode([other])
+    torch.testing.assert_close(dictionary.decode(acts, [one])[0], want)
+    with pytest.raises(ValueError, match=r"normalises every token.*give decode\(features, inputs\)"):
+        dictionary.decode(acts)
+
+
+def test_on_what_weights_a_sae_lens_model_ran_is_asked_for(tl_models):
+    dictionary = load_dictionary(GOLDEN / "f13_standard_sae/checkpoint")
+    assert dictionary.missing == ("processing",)
+    with pytest.raises(ValueError, match=r"do not say it: load_dictionary\(path, processing=\.\.\.\)"):
+        SaeVisData.create(dictionary, tl_models[0], torch.zeros(1, 4, dtype=torch.long))
+    assert load_dictionary(GOLDEN / "f13_standard_sae/checkpoint", processing="tl_default").missing == ()
+
+
 def test_a_language_model_is_no_dictionary(models_dir):
     with pytest.raises(ValueError, match=r"is no dictionary that can be read"):
         load_dictionary(models_dir / "base")

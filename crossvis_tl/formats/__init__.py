@@ -15,6 +15,7 @@ from crossvis_tl.formats import (
     dictionary_learning,
     flat_crosscoder,
     gemma_scope_2,
+    sae_lens_folder,
     transcoder_set,
 )
 from crossvis_tl.formats.files import check_processing
@@ -28,14 +29,15 @@ READERS = (
     clt_forge,
     crosslayer_transcoder,
     dictionary_learning,
+    sae_lens_folder,
     flat_crosscoder,
 )
 READABLE = (
     "crosscoders as flat state dicts (W_enc, W_dec, b_enc, b_dec in a .pt beside cfg.json), circuit-tracer CLTs "
     "(W_enc_*.safetensors, W_dec_*.safetensors and config.yaml) and transcoder sets (layer_*.safetensors), Gemma Scope "
     "1 transcoders (layer_*/**/params.npz), Gemma Scope 2 (params*.safetensors and config.json), CLT-Forge "
-    "(clt_weights.safetensors) crosslayer-transcoder "
-    "(checkpoint.safetensors or clt.ckpt) and dictionary_learning crosscoders (model_final.pt or model.safetensors)"
+    "(clt_weights.safetensors), crosslayer-transcoder (checkpoint.safetensors or clt.ckpt), dictionary_learning "
+    "crosscoders (model_final.pt or model.safetensors) and sae_lens folders (sae_weights.safetensors)"
 )
 
 
