@@ -143,7 +143,8 @@ class Dictionary:
             names = {"feature_input_hook": any(site.place is None for site in self.sources)}
             names["feature_output_hook"] = any(site.place is None for site in self.targets)
         else:
-            names = {"hook_point": any(site.place is None for site in sites)}
+            names = {"hook_point": any(site.place is None for site in self.sources)}
+            names["hook_point_out"] = self.targets != self.sources and any(s.place is None for s in self.targets)
         names["processing"] = any(site.processing is None for site in sites)
         return tuple(name for name, lacks in names.items() if lacks)
 

@@ -229,6 +229,86 @@ def test_on_what_weights_a_sae_lens_model_ran_is_asked_for(tl_models):
     assert load_dictionary(GOLDEN / "f13_standard_sae/checkpoint", processing="tl_default").missing == ()
 
 
+def test_models_and_hookpoints_of_a_model_diffing_crosscoder():
+    """Hookpoints vary faster than models; the names come from the experiment's config, tuples and all."""
+    dictionary = load_dictionary(GOLDEN / "f3b_jumprelu_folded/checkpoint")
+    assert [(s.model, s.hook) for s in dictionary.sources] == [
+        (0, "blocks.4.hook_resid_post"), (0, "blocks.9.hook_resid_post"),
+        (1, "blocks.4.hook_resid_post"), (1, "blocks.9.hook_resid_post"),
+    ]  # fmt: skip
+    assert dictionary.model_names == ("gemma-2-2b", "gemma-2-2b-it")
+    assert dictionary.missing == ("processing",)
+    state = torch.load(GOLDEN / "f3b_jumprelu_folded/checkpoint/model.pt", weights_only=True)
+    scales = state["folded_scaling_factors_X"].flatten().tolist()
+    assert [site.scale for site in dictionary.sources] == pytest.approx(scales)
+
+
+def test_one_source_that_writes_to_several_layers():
+    folder = GOLDEN / "f3c_clt_skip/checkpoint"
+    dictionary = load_dictionary(folder)
+    assert dictionary.n_models == 1
+    assert dictionary.missing == ("hook_point", "hook_point_out", "processing")
+    outs = [f"blocks.{i}.hook_mlp_out" for i in range(3)]
+    told = load_dictionary(folder, hook_point="blocks.0.hook_mlp_in", hook_point_out=outs, processing="none")
+    assert (told.missing, [site.hook for site in told.targets], told.n_models) == ((), outs, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "text"),
+    [
+        ("f3b_jumprelu_folded", {"is_folded": torch.tensor(False)}, r"is not folded and does not hold input_scale"),
+        ("f3b_jumprelu_folded", {"W_enc_XDH": torch.zeros(2, 2, 16, 7)}, r"but b_enc_H holds 40 features"),
+        ("f3b_jumprelu_folded", {"W_dec_HXD": torch.zeros(40, 3, 16)}, r"W_dec_HXD is .* does not fit W_enc_XDH"),
+        ("f3b_jumprelu_folded", {"hidden_activation.log_threshold_H": torch.zeros(3)}, r"is \(3,\); expected \(40,\)"),
+        ("f3b_jumprelu_folded", {"folded_scaling_factors_X": torch.zeros(2, 2)}, r"does not hold 4 positive factors"),
+        ("f3c_clt_skip", {"W_skip_DPD": torch.zeros(16, 2, 16)}, r"W_skip_DPD is \(16, 2, 16\)"),
+    ],
+)
+def test_a_damaged_model_diffing_file(tmp_path, name, tensors, text):
+    folder = copied(tmp_path, name)
+    change_pt(folder / "model.pt", **tensors)
+    with pytest.raises(ValueError, match=text):
+        load_dictionary(folder)
+
+
+def test_a_model_diffing_activation_that_is_not_named_is_asked_for(tmp_path):
+    folder = copied(tmp_path, "f3b_topk_folded")
+    whole = load_dictionary(folder)
+    (folder / "model_cfg.yaml").unlink()
+    with pytest.raises(ValueError, match=r"pass activation='relu', or activation='topk' and k="):
+        load_dictionary(folder)
+    with pytest.raises(ValueError, match=r"TopK needs k"):
+        load_dictionary(folder, activation="topk")
+    inputs = [torch.randn(4, 16) for _ in range(2)]
+    told = load_dictionary(folder, activation="topk", k=5)
+    assert torch.equal(told.encode(inputs), whole.encode(inputs))
+
+
+def test_unfolded_weights_are_folded_with_the_scales_given(tmp_path):
+    """The producer folds W_enc * f and decoders / f: taken back by hand, and put in again by input_scale."""
+    folder = copied(tmp_path, "f3b_jumprelu_folded")
+    folded = load_dictionary(folder)
+    state = torch.load(folder / "model.pt", weights_only=True)
+    f = state["folded_scaling_factors_X"]
+    change_pt(
+        folder / "model.pt", is_folded=torch.tensor(False), W_enc_XDH=state["W_enc_XDH"] / f[..., None, None],
+        W_dec_HXD=state["W_dec_HXD"] * f[..., None], b_dec_XD=state["b_dec_XD"] * f[..., None],
+    )  # fmt: skip
+    told = load_dictionary(folder, input_scale=f.flatten().tolist())
+    inputs = [torch.randn(4, 16) for _ in range(4)]
+    acts = folded.encode(inputs)
+    torch.testing.assert_close(told.encode(inputs), acts, atol=1e-4, rtol=1e-4)
+    for one, other in zip(told.decode(acts), folded.decode(acts), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_yaml_that_would_run_code_is_refused(tmp_path):
+    folder = copied(tmp_path, "f3b_topk_folded")
+    (folder / "model_cfg.yaml").write_text("hidden_activation_classname: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ValueError, match=r"is no readable yaml file"):
+        load_dictionary(folder)
+
+
 def test_a_language_model_is_no_dictionary(models_dir):
     with pytest.raises(ValueError, match=r"is no dictionary that can be read"):
         load_dictionary(models_dir / "base")

@@ -15,6 +15,7 @@ from crossvis_tl.formats import (
     dictionary_learning,
     flat_crosscoder,
     gemma_scope_2,
+    model_diffing,
     sae_lens_folder,
     transcoder_set,
 )
@@ -30,6 +31,7 @@ READERS = (
     crosslayer_transcoder,
     dictionary_learning,
     sae_lens_folder,
+    model_diffing,
     flat_crosscoder,
 )
 READABLE = (
@@ -37,7 +39,8 @@ READABLE = (
     "(W_enc_*.safetensors, W_dec_*.safetensors and config.yaml) and transcoder sets (layer_*.safetensors), Gemma Scope "
     "1 transcoders (layer_*/**/params.npz), Gemma Scope 2 (params*.safetensors and config.json), CLT-Forge "
     "(clt_weights.safetensors), crosslayer-transcoder (checkpoint.safetensors or clt.ckpt), dictionary_learning "
-    "crosscoders (model_final.pt or model.safetensors) and sae_lens folders (sae_weights.safetensors)"
+    "crosscoders (model_final.pt or model.safetensors), model_diffing's "
+    "and crosscode's (model.pt) and sae_lens folders (sae_weights.safetensors)"
 )
 
 

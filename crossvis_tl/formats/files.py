@@ -77,11 +77,24 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
     return content
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which makes plain data only, and tuples, which producers write."""
+
+
+def _tuple(loader: yaml.SafeLoader, node: yaml.Node) -> tuple:
+    if not isinstance(node, yaml.SequenceNode):
+        raise yaml.constructor.ConstructorError(None, None, "a tuple that is no sequence", node.start_mark)
+    return tuple(loader.construct_sequence(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A `.json` / `.yaml` file that holds a mapping. ValueError when it is damaged or something else."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)  # noqa: S506 - a safe one
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is no readable {path.suffix[1:]} file: {first_line(error)}") from error
     if not isinstance(content, dict):
