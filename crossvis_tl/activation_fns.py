@@ -110,3 +110,23 @@ class TopK:
 
     def to(self, device: str | torch.device) -> "TopK":
         return self
+
+
+@dataclass(frozen=True)
+class Identity:
+    """x."""
+
+    name: str = "Identity"
+    elementwise: bool = True
+
+    def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        return pre
+
+    def select(self, features: Int[Tensor, " selected"]) -> "Identity":
+        return self
+
+    def scaled(self, factor: Float[Tensor, " features"]) -> "Identity":
+        return self
+
+    def to(self, device: str | torch.device) -> "Identity":
+        return self

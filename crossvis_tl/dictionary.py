@@ -8,88 +8,15 @@ layer and writes to it and all later ones. Features are numbered across groups, 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crossvis_tl.activation_fns import Activation
-from crossvis_tl.processing import Processing
+from crossvis_tl.sites import Group, Kind, Site, TokenNorm
 
-Kind = Literal["sae", "crosscoder", "clt", "plt"]  # plt: a transcoder for each layer, or one alone
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in a model that a dictionary reads or writes.
-
-    `model`: which of the models given at gathering. `hook`: TransformerLens name, None where the files do not say.
-    `hf_path`: HuggingFace's module and side ("model.layers.3.mlp.input"), where the files say that; it is what the
-    dictionary was trained on, so it counts before `hook`. `width`: size of the last axis. `processing`: the weights
-    processing of the model the dictionary was trained on ("none": HuggingFace's own activations; "tl_default":
-    TransformerLens' default folding and centring; "as given": whatever model is handed in), None where unknown.
-    `scale`: the factor on the raw activations that gave the producer's training units; it is already folded into the
-    weights, and kept because relative norms are comparable only in those units.
-    """
-
-    model: int
-    hook: str | None
-    width: int
-    processing: Processing | None = None
-    scale: float = 1.0
-    hf_path: str | None = None
-
-    @property
-    def place(self) -> str | None:
-        """The name to read the site by, None where the files do not say."""
-        return self.hf_path or self.hook
-
-    @property
-    def layer(self) -> int | None:
-        """The layer in the site's name, None where it names none."""
-        match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", self.place or "")
-        return int(match[1]) if match else None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Features that share an encoder: pre-activation = sum over sources of x_s @ W_enc[s], plus b_enc.
-
-    `W_enc`: by source index, [d_source, features]. `W_dec`: by target index, [features, d_target]. `code_norm`: the
-    factor by which an activation is multiplied to be comparable between features, where the producer has one.
-    `in_units`: whether that is done already (`Dictionary.comparable`).
-    """
-
-    name: str
-    W_enc: Mapping[int, Float[Tensor, "d_source features"]]
-    b_enc: Float[Tensor, " features"]
-    activation: Activation
-    W_dec: Mapping[int, Float[Tensor, "features d_target"]]
-    code_norm: Float[Tensor, " features"] | None = None
-    in_units: bool = False
-
-    @property
-    def n_features(self) -> int:
-        return self.b_enc.shape[0]
-
-    def comparable(self) -> "Group":
-        """The same features with activations multiplied by `code_norm`, and decoders divided by it.
-
-        c * f(pre) = f(c * pre) where f is elementwise and its thresholds are multiplied too: nothing is approximated.
-        """
-        if self.code_norm is None or self.in_units:
-            return self
-        c = self.code_norm
-        return replace(
-            self,
-            W_enc={s: W.float() * c for s, W in self.W_enc.items()},
-            b_enc=self.b_enc.float() * c,
-            activation=self.activation.scaled(c),
-            W_dec={t: W.float() / c.clamp_min(1e-12)[:, None] for t, W in self.W_dec.items()},
-            in_units=True,
-        )
+__all__ = ["Dictionary", "Group", "Kind", "Site", "TokenNorm"]
 
 
 @dataclass
@@ -97,7 +24,9 @@ class Dictionary:
     """A trained dictionary. Make one with `crossvis_tl.load_dictionary`.
 
     `b_dec`: one [d_target] for each target. `skip`: by (source, target), [d_source, d_target]: what of an input goes
-    straight to an output. `facts`: what the files or the caller said beyond the weights, for people.
+    straight to an output. `token_norm`: by source, how its tokens are normalised before encoding; `undone`: by target,
+    the source whose normalisation is taken back there. `facts`:
+    what the files or the caller said beyond the weights, for people.
     """
 
     kind: Kind
@@ -110,6 +39,8 @@ class Dictionary:
     model_names: tuple[str | None, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
     skip: Mapping[tuple[int, int], Float[Tensor, "d_source d_target"]] = field(default_factory=dict)
+    token_norm: Mapping[int, TokenNorm] = field(default_factory=dict)
+    undone: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def n_features(self) -> int:
@@ -240,6 +171,7 @@ class Dictionary:
         pre: Tensor = group.b_enc[at].float()
         for source, W_enc in group.W_enc.items():
             x = inputs[source].to(device=W_enc.device, dtype=torch.float32)
+            x = self.token_norm[source](x) if source in self.token_norm else x
             pre = pre + einsum(x, W_enc[:, at].float(), "... d_source, d_source features -> ... features")
         activation = group.activation if features is None else group.activation.select(features)
         return activation(pre)
@@ -287,12 +219,13 @@ class Dictionary:
         offsets = self.offsets
         batch = features.shape[:-1]
         recons = [bias.float().expand(*batch, -1) for bias in self.b_dec]
-        if self.skip and inputs is None:
+        if (self.skip or self.undone) and inputs is None:
+            what = "has a skip connection" if self.skip else "takes back the normalisation of every token"
             raise ValueError(
-                f"{self.name} has a skip connection: its output is not made from features alone; give decode(features, "
-                "inputs) with the inputs that were encoded"
+                f"{self.name} {what}: its output is not made from features alone; give decode(features, inputs) with "
+                "the inputs that were encoded"
             )
-        if self.skip and inputs is not None:
+        if inputs is not None and (self.skip or self.undone):
             self._check_inputs(inputs)
             for (source, target), W_skip in self.skip.items():
                 x = inputs[source].to(device=W_skip.device, dtype=torch.float32)
@@ -303,6 +236,11 @@ class Dictionary:
             for target, W_dec in group.W_dec.items():
                 written = einsum(acts, W_dec.float(), "... features, features d_target -> ... d_target")
                 recons[target] = recons[target] + written
+        for target, source in self.undone.items():
+            if inputs is not None:
+                x = inputs[source].to(device=self.device, dtype=torch.float32)
+                mean, std = self.token_norm[source].statistics(x)
+                recons[target] = recons[target] * std + mean
         return recons
 
     def decoder(self, features: Int[Tensor, " selected"], target: int) -> Float[Tensor, "selected d_target"]:

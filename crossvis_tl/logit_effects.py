@@ -34,11 +34,14 @@ def residual_direction(
 
     Residual sites: the deepest one's decoder alone, which the earlier ones are in already. MLP and attention outputs:
     the sum over sites. MLP activations and attention heads: through W_out / W_O. None where no site of this model
-    writes to its residual stream (norm outputs, queries, keys ...), or one writes by way of a post-norm.
+    writes to its residual stream (norm outputs, queries, keys ...), or what is added depends on the token's scale:
+    by way of a post-norm, or by a dictionary that takes back its normalisation of every token.
     """
     sites = [(t, site) for t, site in enumerate(dictionary.targets) if site.model == index]
     finder = Finder(model)
     writes = {t: residual_write(model, str(site.place), finder) for t, site in sites}
+    if any(t in dictionary.undone for t in writes):
+        return None  # what a feature adds is multiplied by each token's own scale
     stream = [t for t, write in writes.items() if write.kind == "residual"]
     if stream:
         return dictionary.decoder(features, max(stream, key=lambda t: writes[t].order))

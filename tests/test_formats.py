@@ -309,6 +309,58 @@ def test_a_yaml_that_would_run_code_is_refused(tmp_path):
         load_dictionary(folder)
 
 
+def test_the_folders_of_openais_files_say_where_they_read(tmp_path):
+    folder = tmp_path / "gpt2-small" / "resid_delta_mlp_v4" / "autoencoders"
+    shutil.copytree(GOLDEN / "f12_tdb_relu/checkpoint", folder)
+    assert load_dictionary(folder / "6.pt").sources[0].hook == "blocks.6.hook_mlp_out"
+    assert load_dictionary(folder).missing == ()
+    bare = load_dictionary(GOLDEN / "f12_tdb_relu/checkpoint/6.pt")
+    assert bare.missing == ("hook_point",)
+    told = load_dictionary(GOLDEN / "f12_tdb_relu/checkpoint/6.pt", hook_point="blocks.6.mlp.hook_post")
+    assert (told.missing, told.sources) == ((), told.targets)
+
+
+def test_openais_normalisation_is_a_fact_and_is_reported():
+    path = GOLDEN / "f12_openai_topk_ln_rawkeys/checkpoint/6.pt"
+    with_norm, without = load_dictionary(path), load_dictionary(path, input_layer_norm=False)
+    assert with_norm.facts["input_layer_norm"].startswith("True, as openai/sparse_autoencoder does")
+    assert without.facts["input_layer_norm"] == "False, as told"
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(with_norm.encode([3 * x + 1]), with_norm.encode([x]), atol=1e-4, rtol=1e-3)
+    acts = with_norm.encode([x])
+    with pytest.raises(ValueError, match=r"takes back the normalisation of every token.*decode\(features, inputs\)"):
+        with_norm.decode(acts)
+    assert not torch.allclose(without.encode([x]), acts)
+    with pytest.raises(ValueError, match=r"expected True or False"):
+        load_dictionary(path, input_layer_norm="yes")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"activation": "GELU"}, r"its activation is 'GELU'; known are ReLU, TopK and Identity"),
+        ({"activation_state_dict": {}}, r"TopK needs k, and activation_state_dict says k=None of 40 features"),
+        ({"activation_state_dict": {"k": 5, "postact_fn": "Tanh"}}, r"after its TopK comes 'Tanh'"),
+        ({"decoder.weight": torch.zeros(40, 16)}, r"decoder\.weight is \(40, 16\); expected \(16, 40\)"),
+    ],
+)
+def test_a_damaged_openai_file(tmp_path, content, text):
+    folder = copied(tmp_path, "f12_openai_topk_ln_rawkeys")
+    change_pt(folder / "6.pt", **content)
+    with pytest.raises(ValueError, match=text):
+        load_dictionary(folder)
+
+
+def test_a_feature_of_a_normalised_token_has_no_single_direction(tl_models):
+    from crossvis_tl.logit_effects import residual_direction
+
+    path = GOLDEN / "f12_openai_topk_ln_rawkeys/checkpoint/6.pt"
+    for norm in (True, False):
+        dictionary = load_dictionary(path, input_layer_norm=norm, hook_point="blocks.1.hook_mlp_out")
+        direction = residual_direction(dictionary, torch.tensor([0, 3]), tl_models[0], 0)
+        assert (direction is None) == norm
+
+
 def test_a_language_model_is_no_dictionary(models_dir):
     with pytest.raises(ValueError, match=r"is no dictionary that can be read"):
         load_dictionary(models_dir / "base")

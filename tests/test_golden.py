@@ -28,7 +28,7 @@ def expected_features(expected: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_there_are_checkpoints():
-    assert len(GOLDEN) == 46
+    assert len(GOLDEN) == 50
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)

@@ -16,6 +16,7 @@ from crossvis_tl.formats import (
     flat_crosscoder,
     gemma_scope_2,
     model_diffing,
+    openai,
     sae_lens_folder,
     transcoder_set,
 )
@@ -32,6 +33,7 @@ READERS = (
     dictionary_learning,
     sae_lens_folder,
     model_diffing,
+    openai,
     flat_crosscoder,
 )
 READABLE = (
@@ -40,7 +42,7 @@ READABLE = (
     "1 transcoders (layer_*/**/params.npz), Gemma Scope 2 (params*.safetensors and config.json), CLT-Forge "
     "(clt_weights.safetensors), crosslayer-transcoder (checkpoint.safetensors or clt.ckpt), dictionary_learning "
     "crosscoders (model_final.pt or model.safetensors), model_diffing's "
-    "and crosscode's (model.pt) and sae_lens folders (sae_weights.safetensors)"
+    "and crosscode's (model.pt), OpenAI's autoencoders ({layer}.pt) and sae_lens folders (sae_weights.safetensors)"
 )
 
 

@@ -39,6 +39,13 @@ def read_wrapped(path: Path, may_be_nan: Iterable[str] = ()) -> tuple[dict[str, 
     return tensors, wrapped
 
 
+def read_content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """-> tensors of a `.pt` file, and what else stands beside them (names of activations, sizes)."""
+    tensors = read_state_dict(path)
+    plain = {name: value for name, value in _read_pickle(path).items() if not isinstance(value, Tensor)}
+    return tensors, plain
+
+
 def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """ValueError when one is empty, or holds NaN or infinite values."""
     for name, tensor in tensors.items():
