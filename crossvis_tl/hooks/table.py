@@ -97,7 +97,18 @@ class HookTable:
         return known
 
     def rows(self, layer: int | None = None) -> Iterator[Hook]:
-        """All rows, or those of one layer: hooks first, then HuggingFace tensors that no hook holds."""
+        """All rows, or those of one layer: hooks first, then HuggingFace tensors that no hook holds.
+
+        Each once: two names of one tensor lead to the same row on a model that has only one of them.
+        """
+        seen = set()
+        for row in self._all_rows(layer):
+            key = (row.name, row.hf_name, row.status)
+            if key not in seen:
+                seen.add(key)
+                yield row
+
+    def _all_rows(self, layer: int | None) -> Iterator[Hook]:
         layers = range(self.n_layers) if layer is None else (layer,)
         for i in layers:
             for short in SHOWN:
