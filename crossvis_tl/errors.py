@@ -4,7 +4,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 
 class CrossvisWarning(UserWarning):
@@ -20,6 +20,9 @@ def near_misses(name: str, known: Iterable[str], limit: int = 3) -> str:
     matches = get_close_matches(name, [k for k in known if k], n=limit, cutoff=0.5)
     if not matches:
         return ""
+    # beside a name that is one slip away, a distant one only distracts
+    likeness = [SequenceMatcher(None, match, name).ratio() for match in matches]
+    matches = [match for match, ratio in zip(matches, likeness, strict=True) if ratio > likeness[0] - 0.25]
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?"
 
 
