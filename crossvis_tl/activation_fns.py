@@ -1,8 +1,8 @@
 """The activation functions of sparse dictionaries, each written once.
 
 An activation maps pre-activations `[..., features]` to feature activations of the same shape. Those whose value at a
-feature depends on that feature alone can be restricted to some features with `select`, so that a few of very many
-features are encoded without the rest.
+feature depends on that feature alone, or on the `block` of features it stands in, can be taken a few features at a
+time; TopK of very many features is found piece by piece by `crossvis_tl.sparse`.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# Producers' own, in the z-score of pre-activations (curt-tigges/crosslayer-coding, `activations.py`).
+ZSCORE_EPS = 1e-6
+
 
 class Activation(Protocol):
     """What a group of features does with its pre-activations."""
@@ -20,13 +23,13 @@ class Activation(Protocol):
     def name(self) -> str: ...
 
     @property
-    def elementwise(self) -> bool: ...
+    def block(self) -> int:
+        """Features, counted from the first, that must be given together; 0 where only all of them will do."""
+        ...
 
     def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]: ...
 
-    def select(self, features: Int[Tensor, " selected"]) -> "Activation": ...
-
-    def scaled(self, factor: Float[Tensor, " features"]) -> "Activation": ...
+    def select(self, features: Int[Tensor, " selected"] | slice) -> "Activation": ...
 
     def to(self, device: str | torch.device) -> "Activation": ...
 
@@ -36,16 +39,12 @@ class ReLU:
     """max(x, 0)."""
 
     name: str = "ReLU"
-    elementwise: bool = True
+    block: int = 1
 
     def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
         return torch.relu(pre)
 
-    def select(self, features: Int[Tensor, " selected"]) -> "ReLU":
-        return self
-
-    def scaled(self, factor: Float[Tensor, " features"]) -> "ReLU":
-        """The activation g with g(factor * x) = factor * self(x), for positive factors."""
+    def select(self, features: Int[Tensor, " selected"] | slice) -> "ReLU":
         return self
 
     def to(self, device: str | torch.device) -> "ReLU":
@@ -64,7 +63,7 @@ class JumpReLU:
     strict: bool = True
     relu: bool = False
     name: str = "JumpReLU"
-    elementwise: bool = True
+    block: int = 1
 
     def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
         threshold = self.threshold.to(pre)
@@ -73,42 +72,88 @@ class JumpReLU:
             keep &= pre > 0
         return pre * keep
 
-    def select(self, features: Int[Tensor, " selected"]) -> "JumpReLU":
-        return JumpReLU(self.threshold[features.to(self.threshold.device)], self.strict, self.relu)
-
-    def scaled(self, factor: Float[Tensor, " features"]) -> "JumpReLU":
-        """The activation g with g(factor * x) = factor * self(x), for positive factors."""
-        return JumpReLU(self.threshold.float() * factor, self.strict, self.relu)
+    def select(self, features: Int[Tensor, " selected"] | slice) -> "JumpReLU":
+        at = features if isinstance(features, slice) else features.to(self.threshold.device)
+        return JumpReLU(self.threshold[at], self.strict, self.relu, self.name)
 
     def to(self, device: str | torch.device) -> "JumpReLU":
-        return JumpReLU(self.threshold.to(device), self.strict, self.relu)
+        return JumpReLU(self.threshold.to(device), self.strict, self.relu, self.name)
 
 
 @dataclass(frozen=True)
 class TopK:
     """The k largest pre-activations of a token, 0 elsewhere (arXiv 2406.04093).
 
-    `relu`: negative values among them are dropped too. Producers differ: circuit-tracer's keeps them, so that
-    activations can be negative.
+    `relu`: negative values are dropped before anything is ranked. Producers differ: circuit-tracer's keeps them, so
+    that activations can be negative. `batch`: BatchTopK (arXiv 2412.06410), the k * tokens largest of all the tokens
+    given; the same token then has other features in other company. `zscore`: ranked by how many standard deviations a
+    value is above its feature's mean over the tokens given.
     """
 
     k: int
     relu: bool = True
-    name: str = "TopK"
-    elementwise: bool = False
+    batch: bool = False
+    zscore: bool = False
+    block: int = 0
+
+    @property
+    def name(self) -> str:
+        return "BatchTopK" if self.batch else "TopK"
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a token's features depend on the tokens they are encoded with."""
+        return self.batch or self.zscore
+
+    def values(self, pre: Float[Tensor, "tokens features"]) -> Float[Tensor, "tokens features"]:
+        """What is left where a feature is among the largest."""
+        return torch.relu(pre) if self.relu else pre
+
+    def keys(self, pre: Float[Tensor, "tokens features"]) -> Float[Tensor, "tokens features"]:
+        """What is ranked; that of a feature depends on its own pre-activations alone."""
+        if not self.zscore:
+            return self.values(pre)
+        std, mean = torch.std_mean(pre, dim=0, correction=int(len(pre) > 1))
+        return (pre - mean) / (std + ZSCORE_EPS)
 
     def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
-        top = pre.topk(min(self.k, pre.shape[-1]), dim=-1)
-        values = torch.relu(top.values) if self.relu else top.values
-        return torch.zeros_like(pre).scatter(-1, top.indices, values)
+        flat = pre.reshape(-1, pre.shape[-1])
+        keys, values = self.keys(flat), self.values(flat)
+        rows = keys.reshape(1, -1) if self.batch else keys
+        k = self.k * len(flat) if self.batch else self.k
+        at = rows.topk(min(k, rows.shape[-1]), dim=-1).indices
+        chosen = values.reshape(rows.shape).gather(-1, at)
+        return torch.zeros_like(rows).scatter(-1, at, chosen).reshape(pre.shape)
 
-    def select(self, features: Int[Tensor, " selected"]) -> "TopK":
+    def select(self, features: Int[Tensor, " selected"] | slice) -> "TopK":
         raise ValueError("a feature's TopK activation depends on the other features; encode all of them")
 
-    def scaled(self, factor: Float[Tensor, " features"]) -> "TopK":
-        raise ValueError("a TopK of scaled pre-activations would choose other features")
-
     def to(self, device: str | torch.device) -> "TopK":
+        return self
+
+
+@dataclass(frozen=True)
+class GroupMax:
+    """The largest of each `size` neighbouring features where it is positive, 0 elsewhere (EleutherAI/sparsify,
+    `fused_encoder.py`)."""
+
+    size: int
+    name: str = "GroupMax"
+
+    @property
+    def block(self) -> int:
+        return self.size
+
+    def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        groups = torch.relu(pre).unflatten(-1, (-1, self.size))
+        top = groups.max(dim=-1, keepdim=True)
+        return torch.zeros_like(groups).scatter(-1, top.indices, top.values).flatten(-2)
+
+    def select(self, features: Int[Tensor, " selected"] | slice) -> "GroupMax":
+        """Whole blocks only."""
+        return self
+
+    def to(self, device: str | torch.device) -> "GroupMax":
         return self
 
 
@@ -117,15 +162,12 @@ class Identity:
     """x."""
 
     name: str = "Identity"
-    elementwise: bool = True
+    block: int = 1
 
     def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
         return pre
 
-    def select(self, features: Int[Tensor, " selected"]) -> "Identity":
-        return self
-
-    def scaled(self, factor: Float[Tensor, " features"]) -> "Identity":
+    def select(self, features: Int[Tensor, " selected"] | slice) -> "Identity":
         return self
 
     def to(self, device: str | torch.device) -> "Identity":

@@ -26,7 +26,7 @@ from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.encoders import as_dictionary
 from crossvis_tl.errors import feature_numbers, short_list
-from crossvis_tl.logit_effects import residual_direction
+from crossvis_tl.logit_effects import residual_written
 from crossvis_tl.models import load_models, name_of
 from crossvis_tl.unembed import unembedding
 
@@ -61,13 +61,18 @@ def attach(
     chosen = _chosen(capture.dictionary, features)
     if not 0 <= logits_of < len(models):
         raise ValueError(f"logits_of is {logits_of}; there are {len(models)} models, counted from 0")
-    direction = residual_direction(capture.dictionary, chosen, models[logits_of], logits_of)
-    if direction is None:
+    written = residual_written(capture.dictionary, chosen, models[logits_of], logits_of)
+    if written is None:
         raise ValueError(
             f"{capture.dictionary.name} does not write to the residual stream of {name_of(models[logits_of])}, and "
             f"stock sae_vis cannot show features without logit effects; {USE_OURS}"
         )
-    prepared = PreparedModel(capture, chosen, direction, logits_of)
+    if written.base is not None or written.gate is not None:
+        raise ValueError(
+            f"what a feature of {capture.dictionary.name} writes is not its activation times a direction, which is all "
+            f"that stock sae_vis can show; {USE_OURS}"
+        )
+    prepared = PreparedModel(capture, chosen, written.direction, logits_of)
     return FeatureEncoder(capture.dictionary, chosen, prepared.hook_point), prepared
 
 

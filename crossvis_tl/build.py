@@ -19,10 +19,11 @@ from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.geometry import decoder_vectors, site_geometry
 from crossvis_tl.logit_effects import (
     Effects,
+    Written,
     effects_of,
     final_residuals,
     following_tokens,
-    residual_direction,
+    residual_written,
 )
 from crossvis_tl.models import name_of
 from crossvis_tl.panels import FeaturePanels, ModelLogits
@@ -41,15 +42,15 @@ class Built:
 
 @dataclass(frozen=True)
 class Writers:
-    """How the selected features write to each model that they write to: by model, its unembedding, and the features'
-    directions [features, d_model] in its final residual stream."""
+    """How the selected features write to each model that they write to: by model, its unembedding, and what they
+    add to its final residual stream."""
 
     unembeddings: dict[int, Unembedding]
-    directions: dict[int, Float[Tensor, "features d_model"]]
+    written: dict[int, Written]
 
     def direct(self, model: int, index: int) -> Float[Tensor, " d_vocab"]:
         """The direct effect of one unit of a feature on the logits, before the final norm divides."""
-        return self.unembeddings[model].project(self.directions[model][index])
+        return self.unembeddings[model].project(self.written[model].direction[index])
 
     def effects(
         self,
@@ -67,20 +68,20 @@ class Writers:
         device = direct.device
         following = following_tokens(tokens, positions).to(device)
         return effects_of(
-            self.unembeddings[model], resid.to(device), acts.to(device), self.directions[model][index], direct,
+            self.unembeddings[model], resid.to(device), acts.to(device), self.written[model], index, direct,
             following, positions, min(k, len(direct)),
         )  # fmt: skip
 
 
 def writers(capture: Capture, features: Tensor) -> Writers:
     """Models whose residual stream the features do not write to are left out."""
-    unembeddings, directions = {}, {}
+    unembeddings, written = {}, {}
     for index, model in enumerate(capture.models):
-        direction = residual_direction(capture.dictionary, features, model, index)
-        if direction is not None:
+        found = residual_written(capture.dictionary, features, model, index)
+        if found is not None:
             unembeddings[index] = unembedding(model)
-            directions[index] = direction.to(unembeddings[index].W.device)
-    return Writers(unembeddings, directions)
+            written[index] = found.to(unembeddings[index].W.device)
+    return Writers(unembeddings, written)
 
 
 @torch.inference_mode()
@@ -102,7 +103,7 @@ def build(capture: Capture, acts: FeatureActs, cfg: SaeVisConfig, acts_B: Featur
         data = FeatureData(feature_tables_data=tables[i])
         panel = FeaturePanels(dictionary.label(feature), stats.frac_nonzero[i], stats.max[i], geometry[i])
         _fill_histogram(data, acts, i, cfg)
-        direct = {m: how.direct(m, i) for m in how.directions}
+        direct = {m: how.direct(m, i) for m in how.written}
         _fill_logits(data, panel, direct, cfg)
         if plan is not None:
             groups, shown = plan[i]
@@ -148,7 +149,7 @@ class _Residuals:
         self.acts, self.how = acts, how
         seq_cfg = cfg.feature_centric_layout.seq_cfg
         self.k = seq_cfg.top_logits_hoverdata if seq_cfg else 0
-        wanted = [shown.sources for _, shown in plan] if how.directions else []
+        wanted = [shown.sources for _, shown in plan] if how.written else []
         self.positions = torch.unique(torch.cat(wanted)) if wanted else torch.zeros(0, dtype=torch.long)
         if acts.final is not None:
             self.resids = [final[self.positions] for final in acts.final]

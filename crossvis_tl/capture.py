@@ -36,9 +36,10 @@ class Captured:
 class Capture:
     """A dictionary's sites on given models, checked once when it is made.
 
-    `replacements`: for a model's number, token ids that it gets in place of others (a base model that never saw a chat
-    template's tokens). `dictionary`: the one given, its activations comparable between features, and its sites' `hook`
-    filled in from their HuggingFace paths.
+    `replacements`: for a model's number, token ids that it gets in place of others (a base model that never saw a
+    chat template's tokens). `calibrating`: take a dictionary whose activations depend on the batch. `dictionary`:
+    the one given, its activations comparable between features, and its sites' `hook` filled in from their
+    HuggingFace paths.
 
     ValueError when a fact is missing, a hook does not exist (with near misses), never fires or is of another width, or
     models are lacking; `ModelMismatchError` when a processed model is given for a dictionary of unprocessed ones.
@@ -49,7 +50,10 @@ class Capture:
         dictionary: Dictionary,
         models: Sequence["HookedTransformer"],
         replacements: Replacements | None = None,
+        *,
+        calibrating: bool = False,
     ):
+        self.calibrating = calibrating
         self.dictionary = dictionary = dictionary.comparable()
         self.models = list(models)
         self.replacements = dict(replacements or {})
@@ -74,6 +78,12 @@ class Capture:
         if self.dictionary.missing:
             facts = ", ".join(f"{name}=..." for name in self.dictionary.missing)
             raise ValueError(f"the files of {self.dictionary.name} do not say it: load_dictionary(path, {facts})")
+        if self.dictionary.batch_dependent and not self.calibrating:
+            raise ValueError(
+                f"{self.dictionary.name} has a {self.dictionary.activation} that ranks over the batch it is given and "
+                "stored no threshold: the same token would fire other features in other company. Fix it on tokens "
+                "first: dictionary = crossvis_tl.calibrate(dictionary, models, tokens)"
+            )
         check_replacements(self.models, self.replacements)
         first = self.models[0].cfg.d_vocab
         for model in self.models[1:]:

@@ -57,7 +57,7 @@ def _notes(capture: Capture, fidelity: Fidelity) -> list[str]:
 def _mean_fvu(dictionary: Dictionary, captured: Captured, kept: Tensor) -> float:
     sums = FidelitySums(dictionary)
     sources = [x[kept.to(x.device)] for x in captured.sources]
-    acts = dictionary.encode(sources)
+    acts = dictionary.encode_sparse(sources)
     sums.add(acts, [x[kept.to(x.device)] for x in captured.targets], dictionary.decode(acts, sources))
     values = sums.fvu()
     return sum(values) / len(values)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crossvis_tl.activation_fns import ReLU
-from crossvis_tl.dictionary import Dictionary, Group, Site
+from crossvis_tl.dictionary import Dictionary, Group, Site, SparseActs
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import SAE
@@ -62,7 +62,10 @@ def _from_autoencoder(encoder: Any) -> Dictionary:
     inward = einsum(b_dec.float(), W_enc.float(), "d_in, d_in features -> features")
     site = Site(model=0, hook=None, width=W_enc.shape[0], processing="as given")
     group = Group("", {0: W_enc}, b_enc.float() - inward, ReLU(), {0: W_dec})
-    return Dictionary("sae", (site,), (site,), (group,), (b_dec,), format="sae_vis AutoEncoder", name="autoencoder")
+    return Dictionary(
+        kind="sae", sources=(site,), targets=(site,), groups=(group,), b_dec=(b_dec,), format="sae_vis AutoEncoder",
+        name="autoencoder",
+    )  # fmt: skip
 
 
 @dataclass
@@ -77,19 +80,30 @@ class SaeLensDictionary(Dictionary):
         return self.sae
 
     @torch.no_grad()
-    def encode(self, inputs: Sequence[Float[Tensor, "*batch d_source"]]) -> Float[Tensor, "*batch features"]:
+    def encode(
+        self, inputs: Sequence[Float[Tensor, "*batch d_source"]], *, per_source: bool = False
+    ) -> Float[Tensor, "*batch features"]:
+        if per_source:
+            raise ValueError(f"a feature of {self.name} has one activation, of its one source; leave per_source out")
         self._check_inputs(inputs)
         sae = self._own()
         with _flat_heads(sae):
             return sae.encode(inputs[0].to(device=sae.device, dtype=sae.dtype)).float()
+
+    def encode_sparse(self, inputs: Sequence[Float[Tensor, "*batch d_source"]]) -> SparseActs:
+        acts = self.encode(inputs)
+        flat = acts.reshape(-1, acts.shape[-1])
+        tokens, features = flat.nonzero(as_tuple=True)
+        return SparseActs(tokens, features, flat[tokens, features], tuple(acts.shape))
 
     def encode_features(self, inputs: Sequence[Tensor], features: Int[Tensor, " selected"]) -> Tensor:
         self.check_features(features.tolist())
         return self.encode(inputs)[..., features.to(self.device)]
 
     @torch.no_grad()
-    def decode(self, features: Tensor, inputs: Sequence[Tensor] | None = None) -> list[Tensor]:
+    def decode(self, features: Tensor | SparseActs, inputs: Sequence[Tensor] | None = None) -> list[Tensor]:
         sae = self._own()
+        features = features.to_dense() if isinstance(features, SparseActs) else features
         if _scales_each_token(sae):
             if inputs is None:
                 raise ValueError(
@@ -106,6 +120,16 @@ class SaeLensDictionary(Dictionary):
             x = inputs[0].to(device=sae.device, dtype=torch.float32)
             out = out + einsum(x, skip.float(), "... d_in, d_out d_in -> ... d_out")
         return [out]
+
+    def contribution(
+        self, feature: int, acts: Float[Tensor, "*batch"], target: int, inputs: Sequence[Tensor] | None = None
+    ) -> Float[Tensor, "*batch d_target"]:
+        """What the SAE's own `decode` makes of the feature alone, less what it makes of none."""
+        self.check_features([feature])
+        alone = torch.zeros(*acts.shape, self.n_features, device=self.device)
+        without = self.decode(alone, inputs)[target]
+        alone[..., feature] = acts.to(alone)
+        return self.decode(alone, inputs)[target] - without
 
     def to(self, device: str | torch.device) -> "SaeLensDictionary":
         """Moves a copy of the SAE; the user's own stays where it is."""
@@ -147,6 +171,8 @@ def from_sae_lens(sae: "SAE") -> SaeLensDictionary:
     b_enc = torch.zeros(features, device=sae.W_dec.device) if b_enc is None else b_enc.detach()
     group = Group("", {0: sae.W_enc.detach()}, b_enc, ReLU(), {0: sae.W_dec.detach()})
     return SaeLensDictionary(
-        "sae", (source,), (target,), (group,), (sae.b_dec.detach(),), format=f"sae_lens {sae.cfg.architecture()}",
+        kind="sae", sources=(source,), targets=(target,), groups=(group,), b_dec=(sae.b_dec.detach(),),
+        format=f"sae_lens {sae.cfg.architecture()}",
         name=str(getattr(metadata, "neuronpedia_id", None) or "sae"), sae=sae,
+        undone={0: 0} if _scales_each_token(sae) else {},
     )  # fmt: skip

@@ -70,3 +70,12 @@ def feature_numbers(features: object, what: str) -> list[int]:
     if twice:
         raise ValueError(f"{what} names feature {twice[0]} twice")
     return numbers
+
+
+class MissingFact(ValueError):
+    """What encoding needs and the files do not say. `fact`: its name in `load_dictionary`; `stand_in`: a value with
+    which the rest of the files can be looked at."""
+
+    def __init__(self, fact: str, text: str, stand_in: object):
+        super().__init__(text)
+        self.fact, self.stand_in = fact, stand_in

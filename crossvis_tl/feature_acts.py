@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 FINAL_BUDGET = 2**30
 # Activations of a batch at all sites, in bytes.
 SITE_BUDGET = 2**30
-# Dense activations held at a time, in numbers: 2**25 float32 are 128 MiB.
+# Tokens encoded at a time: many enough for the weights to be read rarely, few enough for what fires to fit in memory.
+TOKENS_AT_A_TIME = 4096
+# Activations of kept features held dense at a time, in numbers, to correlate them with the sources' dimensions.
 DENSE_BUDGET = 2**25
 
 
@@ -143,7 +145,8 @@ class _Collector:
     def __init__(self, capture: Capture, features: Tensor, n_positions: int):
         self.capture, self.features, self.n_positions = capture, features, n_positions
         dictionary: Dictionary = capture.dictionary
-        self.all_features = len(features) == dictionary.n_features and bool((features.diff() == 1).all())
+        self.place = torch.full((dictionary.n_features,), -1, dtype=torch.long, device=dictionary.device)
+        self.place[features.to(dictionary.device)] = torch.arange(len(features), device=dictionary.device)
         self.fidelity = FidelitySums(dictionary)
         width = sum(site.width for site in dictionary.sources)
         self.products = torch.zeros(len(features), width, device=dictionary.device)
@@ -160,7 +163,7 @@ class _Collector:
         for kept, final in zip(self.final, captured.final, strict=False):  # captured.final is empty unless kept
             kept.append(final.flatten(0, 1).cpu())
         flat = counted.flatten().nonzero().squeeze(-1)
-        size = max(1, DENSE_BUDGET // self.capture.dictionary.n_features)
+        size = min(TOKENS_AT_A_TIME, max(1, DENSE_BUDGET // len(self.features)))
         for begin in range(0, len(flat), size):
             at = flat[begin : begin + size]
             sources = [x.flatten(0, 1)[at.to(x.device)] for x in captured.sources]
@@ -169,14 +172,17 @@ class _Collector:
 
     def _add_tokens(self, sources: list[Tensor], targets: list[Tensor], positions: Tensor) -> None:
         dictionary = self.capture.dictionary
-        acts = dictionary.encode(sources)
+        acts = dictionary.encode_sparse(sources)
         self.fidelity.add(acts, targets, dictionary.decode(acts, sources))
-        kept = acts if self.all_features else acts[:, self.features.to(acts.device)]
-        fired = kept.nonzero()
-        self.columns.append(fired[:, 1].to("cpu", torch.int32))
-        self.where.append(positions[fired[:, 0].cpu()].to(torch.int32))
-        self.values.append(kept[fired[:, 0], fired[:, 1]].cpu())
-        x = torch.cat([source.to(acts.device) for source in sources], dim=-1)
+        columns = self.place[acts.features]
+        wanted = columns >= 0
+        columns, tokens, values = columns[wanted], acts.tokens[wanted], acts.values[wanted]
+        self.columns.append(columns.to("cpu", torch.int32))
+        self.where.append(positions[tokens.cpu()].to(torch.int32))
+        self.values.append(values.cpu())
+        x = torch.cat([source.to(values.device) for source in sources], dim=-1)
+        kept = torch.zeros(len(x), len(self.features), device=values.device)
+        kept[tokens, columns] = values
         self.products += einsum(kept, x, "tokens features, tokens width -> features width")
         self.x += x.sum(0).double().cpu()
         self.xx += x.pow(2).sum(0).double().cpu()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crossvis_tl.dictionary import Dictionary, Site
+from crossvis_tl.dictionary import Dictionary, Site, SparseActs
 from crossvis_tl.errors import CrossvisWarning
 
 IMPLAUSIBLE_FVU = 0.8
@@ -63,6 +63,7 @@ class FidelitySums:
 
     def __init__(self, dictionary: Dictionary):
         self.n_tokens = 0
+        self.target_norm = dictionary.target_norm
         self.active: Float[Tensor, " features"] = torch.zeros(dictionary.n_features, dtype=torch.float64)
         self.total = [torch.zeros(site.width, dtype=torch.float64) for site in dictionary.targets]
         self.squares = [0.0 for _ in dictionary.targets]
@@ -70,14 +71,15 @@ class FidelitySums:
 
     def add(
         self,
-        acts: Float[Tensor, "tokens features"],
+        acts: SparseActs,
         targets: Sequence[Float[Tensor, "tokens d_target"]],
         recons: Sequence[Float[Tensor, "tokens d_target"]],
     ) -> None:
         """Counted tokens only."""
-        self.n_tokens += acts.shape[0]
-        self.active += (acts != 0).sum(0).double().cpu()
-        for t, (x, recon) in enumerate(zip(targets, recons, strict=True)):
+        self.n_tokens += acts.n_tokens
+        self.active += torch.bincount(acts.features, minlength=len(self.active)).double().cpu()
+        for t, (raw, recon) in enumerate(zip(targets, recons, strict=True)):
+            x = self.target_norm[t](raw) if t in self.target_norm else raw
             self.total[t] += x.sum(0).double().cpu()
             self.squares[t] += float(x.pow(2).sum(dtype=torch.float64))
             self.errors[t] += float((x.to(recon) - recon).pow(2).sum(dtype=torch.float64))

@@ -1,7 +1,7 @@
 """Decoder norms, cosines and classes: which sites or models a feature lives in.
 
-All are computed in the producer's training units, that is, with the folded input scale taken out again: folding a
-factor per source would change relative norms.
+All are computed in the producer's training units, that is, before a normaliser is undone, and with a folded input scale
+taken out again: a factor per source would change relative norms.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,9 @@ class SiteGeometry:
 def decoder_vectors(dictionary: Dictionary, features: Int[Tensor, " n"]) -> list[Float[Tensor, "n d_target"]]:
     """The decoder rows at each target, in training units."""
     unit = dictionary.unit(features)[:, None]
-    return [dictionary.decoder(features, t) * site.scale * unit for t, site in enumerate(dictionary.targets)]
+    return [
+        dictionary.decoder(features, t, trained=True) * site.scale * unit for t, site in enumerate(dictionary.targets)
+    ]
 
 
 def site_geometry(dictionary: Dictionary, features: Int[Tensor, " n"], names: list[str]) -> list[SiteGeometry]:

@@ -2,7 +2,7 @@
 
 The effect of a feature on a prediction is the log-probability with it minus the log-probability without it, through the
 model's own final norm, unembedding, bias and soft-cap. "Without it" is the final residual stream minus what the feature
-writes to it (`residual_direction`), later layers left as they are: the direct effect, as sae_vis defines it.
+writes to it (`residual_written`), later layers left as they are: the direct effect, as sae_vis defines it.
 """
 
 from collections.abc import Sequence
@@ -27,28 +27,58 @@ if TYPE_CHECKING:
 BLOCK = 2**18
 
 
-def residual_direction(
+@dataclass(frozen=True)
+class Written:
+    """What features add to a model's final residual stream: amount * direction, and `base` wherever they fire.
+
+    `direction`: [n, d_model], of one unit. `base`: [n, d_model], None where there is none (`Post.offset`). `gate`: [n],
+    what an activation must be above for anything to be written, None where there is no such bound.
+    """
+
+    direction: Float[Tensor, "n d_model"]
+    base: Float[Tensor, "n d_model"] | None = None
+    gate: Float[Tensor, " n"] | None = None
+
+    def to(self, device: torch.device) -> "Written":
+        parts = (self.direction, self.base, self.gate)
+        return Written(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
+
+    def removed(self, index: int, acts: Float[Tensor, " p"]) -> tuple[Float[Tensor, " p"], Tensor | None]:
+        """-> how much of the direction the index-th feature adds at each activation, and how much of its base."""
+        if self.gate is None:
+            return acts, None if self.base is None else (acts != 0).to(acts)
+        passes = (acts > self.gate[index]).to(acts)
+        return acts * passes, None if self.base is None else passes
+
+
+def residual_written(
     dictionary: Dictionary, features: Int[Tensor, " n"], model: "HookedTransformer", index: int
-) -> Float[Tensor, "n d_model"] | None:
-    """What one unit of each feature adds to the final residual stream of model number `index`.
+) -> Written | None:
+    """What each feature adds to the final residual stream of model number `index`.
 
     Residual sites: the deepest one's decoder alone, which the earlier ones are in already. MLP and attention outputs:
     the sum over sites. MLP activations and attention heads: through W_out / W_O. None where no site of this model
     writes to its residual stream (norm outputs, queries, keys ...), or what is added depends on the token's scale:
-    by way of a post-norm, or by a dictionary that takes back its normalisation of every token.
+    by way of a post-norm, or by a dictionary that takes back its normalisation of every token, or lives in it.
     """
     sites = [(t, site) for t, site in enumerate(dictionary.targets) if site.model == index]
     finder = Finder(model)
     writes = {t: residual_write(model, str(site.place), finder) for t, site in sites}
-    if any(t in dictionary.undone for t in writes):
+    if any(t in dictionary.undone or t in dictionary.target_norm for t in writes):
         return None  # what a feature adds is multiplied by each token's own scale
     stream = [t for t, write in writes.items() if write.kind == "residual"]
     if stream:
-        return dictionary.decoder(features, max(stream, key=lambda t: writes[t].order))
+        t = max(stream, key=lambda t: writes[t].order)
+        return Written(dictionary.decoder(features, t), dictionary.base(features, t), dictionary.gate(features, t))
     # a post-norm divides by another number at each token: no one direction says what is added
     if not writes or any(write.kind == "none" or write.norm is not None for write in writes.values()):
         return None
-    return torch.stack([write.through(dictionary.decoder(features, t), model) for t, write in writes.items()]).sum(0)
+    if any(dictionary.gate(features, t) is not None for t in writes):
+        return None
+    direction = torch.stack([w.through(dictionary.decoder(features, t), model) for t, w in writes.items()]).sum(0)
+    bases = [(w, base) for t, w in writes.items() if (base := dictionary.base(features, t)) is not None]
+    base = torch.stack([write.through(one, model) for write, one in bases]).sum(0) if bases else None
+    return Written(direction, base)
 
 
 @dataclass(frozen=True)
@@ -71,33 +101,44 @@ def effects_of(
     unembed: Unembedding,
     resid: Float[Tensor, "p d_model"],
     acts: Float[Tensor, " p"],
-    direction: Float[Tensor, " d_model"],
+    written: Written,
+    index: int,
     direct: Float[Tensor, " d_vocab"],
     following: Int[Tensor, " p"],
     positions: Int[Tensor, " p"],
     k: int,
 ) -> Effects:
-    """Ablates one feature at positions whose final residual stream is `resid`. `direct`: `project(direction)`;
-    `following`: the token after each position."""
+    """Ablates the index-th feature of `written` at positions whose final residual stream is `resid`. `direct`:
+    `project(direction)`; `following`: the token after each position."""
     size = max(64, BLOCK // direct.shape[0])  # fewer rows would read the unembedding over and over
+    direction = written.direction[index]
+    amounts, fires = written.removed(index, acts)
+    constant = None if fires is None or written.base is None else fires[:, None] * written.base[index]
     blocks = [
-        _ablate(unembed, resid[at], acts[at], direction, direct, following[at], k)
+        _ablate(unembed, resid[at], amounts[at], direction, direct, following[at], k,
+                None if constant is None else constant[at])
         for at in (slice(begin, begin + size) for begin in range(0, len(acts), size))
-    ]
-    blocks = blocks or [_ablate(unembed, resid, acts, direction, direct, following, k)]
+    ]  # fmt: skip
+    blocks = blocks or [_ablate(unembed, resid, amounts, direction, direct, following, k, None)]
     loss, up_ids, up, down_ids, down = (torch.cat(parts).cpu() for parts in zip(*blocks, strict=True))
     return Effects(positions, loss, up_ids, up, down_ids, down)
 
 
 def _ablate(
-    unembed: Unembedding, resid: Tensor, acts: Tensor, direction: Tensor, direct: Tensor, following: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, up ids and values, down ids and values, of a block of positions."""
+    unembed: Unembedding, resid: Tensor, acts: Tensor, direction: Tensor, direct: Tensor, following: Tensor, k: int,
+    constant: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """-> loss, up ids and values, down ids and values, of a block of positions. `constant`: [positions, d_model], taken
+    away beside `acts` times `direction`."""
     projected = unembed.project(resid)
     before_scale = unembed.scale(resid)
-    after_scale = unembed.scale(resid - acts[:, None] * direction)
+    left = resid - acts[:, None] * direction
+    left = left if constant is None else left - constant
+    after_scale = unembed.scale(left)
     before = unembed.finish(projected, before_scale)
-    if unembed.softcap > 0:
+    if constant is not None:
+        change = before - unembed.finish(unembed.project(left), after_scale)
+    elif unembed.softcap > 0:
         change = before - unembed.finish(projected - acts[:, None] * direct, after_scale)
     else:  # P/s - (P - aD)/s' without a second pass over what the two share
         change = (projected * (1 / before_scale - 1 / after_scale)).addcmul_(acts[:, None] / after_scale, direct)

@@ -94,7 +94,7 @@ def _fill(
     for i, feature in enumerate(features.tolist()):
         where = acts[:, i].nonzero().squeeze(-1)
         shown = windows([group], where, acts[where, i], n, whole)
-        direct = {m: how.direct(m, i) for m in how.directions}
+        direct = {m: how.direct(m, i) for m in how.written}
         at = shown.sources
         effects = {
             m: how.effects(m, i, finals[m][at.to(finals[m].device)], acts[at, i], tokens, at, vector, 5)

@@ -162,8 +162,8 @@ def change_pt(file: Path, **tensors: torch.Tensor) -> None:
     ("tensors", "text"),
     [
         ({"code_normalization_id": torch.tensor(9)}, r"code_normalization_id = 9; known are 1, 2, 3, 4, 5"),
-        ({"code_normalization_id": torch.tensor(5)}, r"DECOUPLED crosscoders.*cannot be read yet"),
-        ({"threshold": torch.ones(2)}, r"threshold is \(2,\); expected one number"),
+        ({"code_normalization_id": torch.tensor(5)}, r"expected 2 numbers"),
+        ({"threshold": torch.ones(2)}, r"threshold is \(2,\); expected 1 number"),
         ({"activation_std": torch.zeros(2, 16)}, None),
         ({"activation_mean": torch.full((2, 16), float("inf"))}, r"the normaliser's mean or deviation is not finite"),
         ({"decoder.bias": torch.zeros(2, 3)}, r"decoder\.bias is \(2, 3\); expected \(2, 16\)"),
@@ -352,12 +352,12 @@ def test_a_damaged_openai_file(tmp_path, content, text):
 
 
 def test_a_feature_of_a_normalised_token_has_no_single_direction(tl_models):
-    from crossvis_tl.logit_effects import residual_direction
+    from crossvis_tl.logit_effects import residual_written
 
     path = GOLDEN / "f12_openai_topk_ln_rawkeys/checkpoint/6.pt"
     for norm in (True, False):
         dictionary = load_dictionary(path, input_layer_norm=norm, hook_point="blocks.1.hook_mlp_out")
-        direction = residual_direction(dictionary, torch.tensor([0, 3]), tl_models[0], 0)
+        direction = residual_written(dictionary, torch.tensor([0, 3]), tl_models[0], 0)
         assert (direction is None) == norm
 
 

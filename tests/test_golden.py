@@ -28,7 +28,7 @@ def expected_features(expected: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_there_are_checkpoints():
-    assert len(GOLDEN) == 50
+    assert len(GOLDEN) == 86
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
@@ -43,7 +43,9 @@ def test_features_and_reconstructions_are_the_producers(folder):
         torch.testing.assert_close(recon, expected[f"recon.{t}"].float(), **meta["tolerance"])
 
 
-@pytest.mark.parametrize("folder", [p for p in GOLDEN if p.name.startswith("f2")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "folder", [p for p in GOLDEN if p.name.startswith("f2") and "decoupled" not in p.name], ids=lambda p: p.name
+)
 def test_what_is_shown_is_the_producers_scaled_value(folder):
     """`get_activations` of the producer; reconstructions and the decoders' norms stay what they are."""
     meta, inputs, expected = read(folder)
@@ -56,6 +58,60 @@ def test_what_is_shown_is_the_producers_scaled_value(folder):
     features = torch.arange(dictionary.n_features)
     for one, other in zip(decoder_vectors(dictionary, features), decoder_vectors(shown, features), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_decoupled_crosscoder_has_an_activation_for_each_source():
+    """The producer's `encode` gives one for each source; each reconstruction takes its own, from the joint one too."""
+    meta, inputs, expected = read(next(p for p in GOLDEN if "decoupled" in p.name))
+    dictionary = load_dictionary(next(p for p in GOLDEN if "decoupled" in p.name) / meta["load_path"])
+    each = dictionary.encode(inputs, per_source=True)
+    for s in range(2):
+        torch.testing.assert_close(each[:, s], expected[f"latents.{s}"], **meta["tolerance"])
+    assert bool(((each[:, 0] != 0) != (each[:, 1] != 0)).any())
+    assert torch.equal(each.amax(1), dictionary.encode(inputs))
+    shown = dictionary.comparable()
+    norms = torch.stack([dictionary.decoder(torch.arange(40), t).norm(dim=-1) for t in range(2)])
+    torch.testing.assert_close(shown.encode(inputs, per_source=True).amax(1), each.amax(1) * norms.amax(0))
+    for t, recon in enumerate(shown.decode(shown.encode(inputs))):
+        torch.testing.assert_close(recon, expected[f"recon.{t}"], **meta["tolerance"])
+    with pytest.raises(ValueError, match="one activation for all of its sources"):
+        load_dictionary(GOLDEN[0].parent / "f2_l1_pt/checkpoint").encode(inputs, per_source=True)
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_sparse_activations_are_the_dense_ones(folder, monkeypatch):
+    """Taken three features at a time (four where they stand in groups of five), as very large dictionaries are."""
+    meta, inputs, _ = read(folder)
+    dictionary = load_dictionary(folder / meta["load_path"], **meta["needs_from_user"])
+    dense = dictionary.encode(inputs)
+    monkeypatch.setattr("crossvis_tl.weights.CHUNK", 3 * inputs[0].shape[-1])
+    monkeypatch.setattr("crossvis_tl.sparse.CHUNK", 3 * inputs[0].shape[-1])
+    rows = [x.reshape(4, 8, -1) for x in inputs]
+    sparse = dictionary.encode_sparse(rows)
+    assert sparse.shape == (4, 8, dictionary.n_features)
+    torch.testing.assert_close(sparse.to_dense().flatten(0, 1), dense, atol=1e-5, rtol=1e-5)
+    order = sparse.tokens * dictionary.n_features + sparse.features
+    assert bool((order.diff() > 0).all())
+    assert bool((sparse.values != 0).all())
+    for one, other in zip(dictionary.decode(sparse, rows), dictionary.decode(dense, inputs), strict=True):
+        torch.testing.assert_close(one.flatten(0, 1), other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_contributions_add_up_to_the_reconstruction(folder):
+    """What each feature adds, all together, is what `decode` makes of all features less what it makes of none."""
+    meta, inputs, _ = read(folder)
+    dictionary = load_dictionary(folder / meta["load_path"], **meta["needs_from_user"]).comparable()
+    acts = dictionary.encode(inputs)
+    if dictionary.target_norm:
+        with pytest.raises(ValueError, match="what a feature adds in the model's own units is not defined"):
+            dictionary.contribution(0, acts[:, 0], 0)
+        return
+    full, none = dictionary.decode(acts, inputs), dictionary.decode(torch.zeros_like(acts), inputs)
+    features = torch.arange(dictionary.n_features)
+    for t in range(len(full)):
+        parts = [dictionary.contribution(f, acts[:, f], t, inputs) for f in features.tolist()]
+        torch.testing.assert_close(torch.stack(parts).sum(0), full[t] - none[t], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)

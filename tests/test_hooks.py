@@ -148,12 +148,12 @@ def test_a_raw_output_reaches_the_stream_by_the_frozen_norm(name):
 
 
 def test_a_feature_behind_a_post_norm_has_no_single_direction(tmp_path):
-    from crossvis_tl.logit_effects import residual_direction
+    from crossvis_tl.logit_effects import residual_written
 
     model = load_model(build("gemma 2"))
     for place, known in (("model.layers.1.mlp.output", False), ("blocks.1.hook_mlp_out", True)):
         dictionary = load_dictionary(write_crosscoder(tmp_path / place, n_sources=1, hook_point=place))
-        direction = residual_direction(dictionary, torch.tensor([0, 3]), model, 0)
+        direction = residual_written(dictionary, torch.tensor([0, 3]), model, 0)
         assert (direction is not None) == known
 
 

@@ -10,7 +10,7 @@ from sae_vis.model_fns import AutoEncoder, AutoEncoderConfig
 
 from crossvis_tl import CrossvisWarning, SaeVisData, load_dictionary
 from crossvis_tl.geometry import site_geometry
-from crossvis_tl.logit_effects import residual_direction
+from crossvis_tl.logit_effects import residual_written
 from crossvis_tl.page_data import feature_page
 from crossvis_tl.unembed import unembedding
 from tests.conftest import D_MODEL, N_LAYERS, write_crosscoder
@@ -393,8 +393,8 @@ def test_the_deepest_residual_site_is_the_effect(tmp_path, tl_models):
     hooks = ["blocks.2.hook_resid_post", "blocks.0.hook_resid_post"]
     dictionary = load_dictionary(write_crosscoder(tmp_path / "c", hook_point=hooks))
     features = torch.arange(3)
-    direction = residual_direction(dictionary, features, tl_models[0], 0)
-    assert torch.equal(direction, dictionary.decoder(features, 0))
+    direction = residual_written(dictionary, features, tl_models[0], 0)
+    assert torch.equal(direction.direction, dictionary.decoder(features, 0))
 
 
 def test_the_verdict_is_printed(crosscoder_dir, tl_models, tokens, capsys):

@@ -11,12 +11,16 @@ from crossvis_tl.files import near_siblings
 from crossvis_tl.formats import (
     circuit_tracer,
     clt_forge,
+    clt_training,
+    crosslayer_coding,
     crosslayer_transcoder,
     dictionary_learning,
     flat_crosscoder,
     gemma_scope_2,
     model_diffing,
     openai,
+    openclt,
+    plain_sae,
     sae_lens_folder,
     transcoder_set,
 )
@@ -30,10 +34,14 @@ READERS = (
     gemma_scope_2,
     clt_forge,
     crosslayer_transcoder,
+    clt_training,
+    crosslayer_coding,
     dictionary_learning,
     sae_lens_folder,
     model_diffing,
     openai,
+    openclt,
+    plain_sae,
     flat_crosscoder,
 )
 READABLE = (

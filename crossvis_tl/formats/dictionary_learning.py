@@ -4,7 +4,9 @@
 [S, d, F]`, `encoder.bias [F]`, `decoder.weight [S, F, d]`, `decoder.bias [S, d]`. f = ReLU(sum_s x_s W_enc[s] + b). A
 BatchTopK file also has `threshold` and keeps f where f * c > threshold; c is the code normalisation
 (`code_normalization_id`): the sum of the decoder norms (1, and where it is not stored), the norm of the decoders side
-by side (2), both (3), or 1 (4). Decoding takes f; f * c is comparable between features, and is what is shown.
+by side (2), both (3), or 1 (4). Decoding takes f; f * c is comparable between features, and is what is shown. A
+DECOUPLED file (5) has a threshold for each source and keeps f there where f * |d_s| is above it; what is shown is the
+larger of them, f times the largest |d_s|.
 
 With `activation_mean` and `activation_std` (NaN where there is no normaliser), inputs are
 (x - mean) * target_rms / sqrt(sum std^2 + 1e-8), and outputs are taken back; both are folded in. Trained on
@@ -19,8 +21,8 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from crossvis_tl.activation_fns import JumpReLU, ReLU
-from crossvis_tl.dictionary import Dictionary, Group, Site
+from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU
+from crossvis_tl.dictionary import Dictionary, Group, Post, Site
 from crossvis_tl.errors import short_list
 from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict, tensor_names
 from crossvis_tl.formats.layers import check_shapes, need
@@ -67,11 +69,9 @@ def load(_path: Path, file: Path, facts: dict[str, Any]) -> Dictionary:
     for s in range(n_sources):
         b_enc = b_enc - einsum(mean[s], W_enc[s], "d, d features -> features")
     threshold = state.get("threshold")
-    if threshold is not None and threshold.numel() != 1:
-        raise ValueError(f"{file}: threshold is {tuple(threshold.shape)}; expected one number")
-    activation = ReLU() if threshold is None else JumpReLU(threshold.float().flatten() / code, relu=True)
+    activation, post = _activation(file, state, code, n_sources)
     W_dec = {s: state["decoder.weight"][s].float() / scale[s] for s in range(n_sources)}
-    group = Group("", W_enc, b_enc, activation, W_dec, code_norm=code)
+    group = Group("", W_enc, b_enc, activation, W_dec, code_norm=code, post=post)
     layer = trainer.get("layer")
     hook = facts.get("hook_point", None if layer is None else f"blocks.{layer}.hook_resid_post")
     place, processing = check_hook(hook, "hook_point"), facts.get("processing", "none")
@@ -111,16 +111,37 @@ def _normalizer(file: Path, state: dict[str, Tensor], n_sources: int) -> tuple[T
     return mean.float(), scale
 
 
+def _activation(
+    file: Path, state: dict[str, Tensor], code: Tensor, n_sources: int
+) -> tuple[Activation, dict[int, Post]]:
+    """-> the activation, and for a DECOUPLED file what an activation must be above to count at each source: a feature
+    fires where it does for one of them at least."""
+    threshold = state.get("threshold")
+    if threshold is None:
+        return ReLU(), {}
+    decoupled = _is_decoupled(state)
+    expected = n_sources if decoupled else 1
+    if threshold.numel() != expected:
+        raise ValueError(f"{file}: threshold is {tuple(threshold.shape)}; expected {expected} number{'s' if decoupled else ''}")
+    if not decoupled:
+        return JumpReLU(threshold.float().flatten() / code, relu=True), {}
+    norms = state["decoder.weight"].float().norm(dim=-1)
+    gates = threshold.float()[:, None] / norms.clamp_min(1e-12)
+    return JumpReLU(gates.amin(0), relu=True), {s: Post(gate=gates[s]) for s in range(n_sources)}
+
+
+def _is_decoupled(state: dict[str, Tensor]) -> bool:
+    stored = state.get("code_normalization_id")
+    return stored is not None and CODE_NORMS.get(int(stored)) == "DECOUPLED"
+
+
 def _code_norm(file: Path, state: dict[str, Tensor]) -> Tensor:
     """[F], by the decoders as they are stored."""
     stored = state.get("code_normalization_id")
     number = 1 if stored is None else int(stored)
     if number not in CODE_NORMS:
         raise ValueError(f"{file}: code_normalization_id = {number}; known are {short_list(CODE_NORMS)}")
-    if CODE_NORMS[number] == "DECOUPLED":
-        raise ValueError(f"{file}: DECOUPLED crosscoders, which have activations for each source, cannot be read yet")
     norms = state["decoder.weight"].float().norm(dim=-1)
     summed, joint = norms.sum(0), norms.pow(2).sum(0).sqrt()
-    return {"CROSSCODER": summed, "SAE": joint, "MIXED": joint + 0.1 * summed}.get(
-        CODE_NORMS[number], torch.ones_like(summed)
-    )
+    norms_of = {"CROSSCODER": summed, "SAE": joint, "MIXED": joint + 0.1 * summed, "DECOUPLED": norms.amax(0)}
+    return norms_of.get(CODE_NORMS[number], torch.ones_like(summed))

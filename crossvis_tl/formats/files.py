@@ -1,18 +1,39 @@
-"""Reading strangers' files: weights that cannot run code, configs that are only data, and clear errors."""
+"""Reading strangers' files: weights that cannot run code, configs that are only data, and clear errors.
+
+Large files are mapped into memory, not read: a tensor costs nothing until a part of it is taken
+(`crossvis_tl.weights`).
+"""
 
 import json
-from collections.abc import Iterable, Mapping
+import pickle
+import types
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from crossvis_tl.errors import first_line, near_misses, short_list
 from crossvis_tl.processing import Processing
+from crossvis_tl.weights import LARGE, is_large
+
+_TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trusting_pickles(trust: bool) -> Iterator[None]:
+    """Inside, with `trust`, pickles may hold objects of any class, as their author's code would have run them."""
+    token = _TRUSTED.set(trust)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
 
 
 def read_state_dict(path: Path, may_be_nan: Iterable[str] = ()) -> dict[str, Tensor]:
@@ -46,12 +67,28 @@ def read_content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, plain
 
 
+def near_content(path: Path) -> tuple[Path, Mapping[str, Any]]:
+    """-> the `.pt` file at `path`, or the only one in that folder, and what it holds; nothing where there is none or it
+    cannot be read (another reader says what is wrong with it)."""
+    file = path
+    if path.is_dir():
+        files = list(path.glob("*.pt"))
+        file = files[0] if len(files) == 1 else path
+    if file.suffix not in (".pt", ".pth", ".bin") or not file.is_file():
+        return path, {}
+    try:
+        return file, _read_pickle(file)
+    except ValueError:
+        return file, {}
+
+
 def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """ValueError when one is empty, or holds NaN or infinite values."""
+    """ValueError when one is empty, or holds NaN or infinite values. Large ones are looked through when a part of them
+    is taken."""
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
             raise ValueError(f"{path}: tensor {name!r} is empty, {tuple(tensor.shape)}; there are no features in it")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not is_large(tensor) and not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name!r} holds NaN or infinite values; the file is damaged")
 
 
@@ -60,28 +97,75 @@ def tensor_names(path: Path) -> list[str]:
     try:
         with safe_open(path, "pt") as file:
             return list(file.keys())
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no readable safetensors file ({error}); was the download complete?") from error
+
+
+def _is_mapped(path: Path) -> bool:
+    """A file that is mapped must not be written over while it is in use, so that small ones are read instead."""
+    return path.stat().st_size > LARGE
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return tensors if _is_mapped(path) else {name: tensor.clone() for name, tensor in tensors.items()}
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no readable safetensors file ({error}); was the download complete?") from error
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # files of before torch 1.6 are no zip and cannot be mapped
+        mapped = _is_mapped(path) and zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        content = _read_trusted(path, error)
     except Exception as error:  # torch, zipfile and pickle each raise their own kinds for damaged files
         raise ValueError(
-            f"{path} cannot be read: it is damaged, no weight file, or a pickle that would have to run code when "
-            "opened, which is refused; ask for the weights as safetensors or as a plain state dict"
+            f"{path} cannot be read ({first_line(error)}): it is damaged or no weight file; was the download complete?"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors; is it a dictionary's file?")
     return content
+
+
+def _read_trusted(path: Path, error: Exception) -> Any:
+    if not _TRUSTED.get():
+        raise ValueError(
+            f"{path} cannot be read: it is damaged, no weight file, or a pickle that would have to run code when "
+            "opened, which is refused; ask for the weights as safetensors or as a plain state dict, or, where you "
+            "trust its author with this machine, pass trust_pickle=True"
+        ) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TRUSTING)
+    except Exception as again:
+        raise ValueError(f"{path} is damaged or no weight file ({first_line(again)})") from again
+
+
+class _Stub:
+    """Stands for an object of a class that is not installed here; its fields are what they were."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            return type(name, (_Stub,), {})
+
+
+_TRUSTING = types.ModuleType("trusting_pickle")
+_TRUSTING.__dict__.update(pickle.__dict__)
+_TRUSTING.__dict__["Unpickler"] = _Unpickler
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,21 +3,23 @@
 `W_enc [S, d, F]`, `W_dec [F, S, d]`, `b_enc [F]`, `b_dec [S, d]`; a = ReLU(sum_s x_s W_enc[s] + b_enc) on activations
 multiplied by one factor per source, which these files do not hold (ckkissane/crosscoder-model-diff-replication,
 `crosscoder.py` and `buffer.py`). Our own demo folds the factors in and says so in its config
-(`"input_scale_folded": true`). F1b wraps the same tensors in `{"model_state_dict": ...}`. F1c (antebe1's TopK and
-"DFC" crosscoders) has `activation_dim` and `k` in its config, TopK of the rectified pre-activations, no input scale,
-and perhaps `dec_mask [F, 2]`, with which its decoder is multiplied (`enc_mask` is stored and not used).
+(`"input_scale_folded": true`). F1b wraps the same tensors in `{"model_state_dict": ...}`; with `batch_topk` in its
+config, the rectified pre-activations are ranked over the whole batch. F1c (antebe1's TopK and "DFC" crosscoders) has
+`activation_dim` and `k` in its config, TopK of the rectified pre-activations, no input scale, and perhaps `dec_mask
+[F, 2]`, with which its decoder is multiplied (`enc_mask` is stored and not used). A file without a config is read as
+F1's producers write it, with ReLU, unless `activation` and `k` say otherwise.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from crossvis_tl.activation_fns import ReLU, TopK
+from crossvis_tl.activation_fns import Activation, ReLU, TopK
 from crossvis_tl.dictionary import Dictionary, Group, Site
-from crossvis_tl.errors import short_list
+from crossvis_tl.errors import MissingFact, short_list
+from crossvis_tl.formats.activations import check_activation, check_k
 from crossvis_tl.formats.files import (
     check_floating,
     check_hook,
@@ -25,13 +27,15 @@ from crossvis_tl.formats.files import (
     read_config,
     read_wrapped,
 )
+from crossvis_tl.normalizers import scaling
 
 NAME = "a flat crosscoder"
 KEYS = {"W_enc", "W_dec", "b_enc", "b_dec"}
-FACTS = {"input_scale", "hook_point", "hook_name", "processing"}
+FACTS = {"input_scale", "hook_point", "hook_name", "processing", "activation", "k"}
 SCALE_HELP = (
     "pass input_scale=[one factor per source], the number each source's activations were multiplied with in training "
-    "(sqrt(d) / mean norm for these producers), or input_scale=1.0 if the factors are folded into the weights already"
+    "(sqrt(d) / mean norm for these producers), or input_scale=1.0 if the factors are folded into the weights already; "
+    "crossvis_tl.estimate_input_scale(models, tokens, hook_points) measures them"
 )
 
 
@@ -60,13 +64,12 @@ def load(_path: Path, found: tuple[Path, Path | None], facts: dict[str, Any]) ->
     cfg = read_config(config) if config else {}
     _check_shapes(weights, state)
     n_sources, width, _ = state["W_enc"].shape
-    if cfg.get("batch_topk"):
-        raise ValueError(f"{config}: batch_topk = {cfg['batch_topk']}; BatchTopK crosscoders cannot be read yet")
     for name, size in (("d_in", width), ("activation_dim", width), ("dict_size", state["b_enc"].shape[0])):
         if cfg.get(name, size) != size:
             raise ValueError(f"{config} says {name} = {cfg[name]}, but in {weights} it is {size}")
-    k = _top_k(config, cfg, state["b_enc"].shape[0])
-    if k is not None and not wrapped:
+    activation = _activation(config or weights, cfg, facts, state["b_enc"].shape[0])
+    unscaled = "activation_dim" in cfg and "k" in cfg and not wrapped
+    if unscaled:
         cfg = {"input_scale": [1.0] * n_sources, "input_scale_folded": True, "processing": "none"} | cfg
     scales, folded = _input_scale(weights, cfg, facts, n_sources)
     hooks = _hooks(cfg, facts, n_sources)
@@ -75,36 +78,46 @@ def load(_path: Path, found: tuple[Path, Path | None], facts: dict[str, Any]) ->
     default = "none" if wrapped else "tl_default"
     processing = facts.get("processing") or check_processing(cfg.get("processing", default), f"{config}: processing")
     sites = tuple(
-        Site(model=0 if one_model else s, hook=hooks[s], width=width, processing=processing, scale=scales[s])
+        Site(
+            model=0 if one_model else s, hook=hooks[s], width=width, processing=processing,
+            scale=scales[s] if folded else 1.0,
+        )
         for s in range(n_sources)
-    )
-    fold = torch.ones(n_sources) if folded else torch.tensor(scales)
+    )  # fmt: skip
     group = Group(
         name="",
-        W_enc={s: _scaled(state["W_enc"][s], fold[s]) for s in range(n_sources)},
+        W_enc={s: state["W_enc"][s] for s in range(n_sources)},
         b_enc=state["b_enc"],
-        activation=ReLU() if k is None else TopK(k),
-        W_dec={s: _scaled(_masked(weights, state, s), 1 / fold[s]) for s in range(n_sources)},
+        activation=activation,
+        W_dec={s: _masked(weights, state, s) for s in range(n_sources)},
     )
-    b_dec = tuple(_scaled(state["b_dec"][s], 1 / fold[s]) for s in range(n_sources))
+    norms = {} if folded else {s: scaling(scale) for s, scale in enumerate(scales) if scale != 1}
     said = {name: cfg[name] for name in ("model_name", "activations", "num_tokens") if name in cfg}
     pair = [cfg["model_a"], cfg["model_b"]] if "model_a" in cfg and "model_b" in cfg else [cfg.get("model_name")]
     names = cfg.get("model_names") or pair
+    if config is None and "activation" not in facts:
+        said["activation"] = "ReLU, as the producers of this layout use; the file has no config that says it"
     return Dictionary(
-        kind="crosscoder", sources=sites, targets=sites, groups=(group,), b_dec=b_dec,
-        format="flat crosscoder (F1)" if k is None else "flat TopK crosscoder (F1c)",
-        model_names=tuple(names), facts={"input_scale": scales, **said},
+        kind="crosscoder", sources=sites, targets=sites, groups=(group,), b_dec=tuple(state["b_dec"]),
+        format="flat TopK crosscoder (F1c)" if unscaled else "flat crosscoder (F1b)" if wrapped else
+        "flat crosscoder (F1)", model_names=tuple(names), facts={"input_scale": scales, **said},
+        normalize=norms, denormalize=norms,
     )  # fmt: skip
 
 
-def _top_k(config: Path | None, cfg: dict[str, Any], features: int) -> int | None:
-    """F1c's config names the width `activation_dim` and has k; the other flat crosscoders' do not."""
-    if "activation_dim" not in cfg or "k" not in cfg:
-        return None
-    k = cfg["k"]
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= features:
-        raise ValueError(f"{config}: k = {k!r}; expected how many of the {features} features fire on a token")
-    return k
+def _activation(where: Path, cfg: dict[str, Any], facts: dict[str, Any], features: int) -> Activation:
+    """F1b's config has `batch_topk`; F1c's names the width `activation_dim` and has k; the other flat ones' do not."""
+    kind, k = "relu", facts.get("k")
+    if cfg.get("batch_topk"):
+        kind, k = "batchtopk", facts.get("k", cfg["batch_topk"])
+    elif "activation_dim" in cfg and "k" in cfg:
+        kind, k = "topk", facts.get("k", cfg["k"])
+    kind = check_activation(where, facts.get("activation", kind), ("relu", "topk", "batchtopk"))
+    if kind == "relu":
+        if "k" in facts:
+            raise ValueError(f"k={facts['k']!r} says nothing about ReLU; pass activation='topk' too, if it is that")
+        return ReLU()
+    return TopK(check_k(where, k, features), batch=kind == "batchtopk")
 
 
 def _masked(path: Path, state: dict[str, Tensor], source: int) -> Tensor:
@@ -114,11 +127,6 @@ def _masked(path: Path, state: dict[str, Tensor], source: int) -> Tensor:
     if tuple(mask.shape) != tuple(state["W_dec"].shape[:2]):
         raise ValueError(f"{path}: dec_mask is {tuple(mask.shape)}; expected {tuple(state['W_dec'].shape[:2])}")
     return W_dec * mask[:, source, None].to(W_dec)
-
-
-def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
-    """Left as stored where there is nothing to fold, so that half-precision weights stay half the size."""
-    return tensor.contiguous() if factor == 1 else tensor.float() * factor
 
 
 def _check_shapes(path: Path, state: dict[str, Tensor]) -> None:
@@ -146,7 +154,7 @@ def _input_scale(path: Path, cfg: dict, facts: dict, n_sources: int) -> tuple[li
         raise ValueError(f"{path}: its config says the input scales are folded in already; leave input_scale out")
     value = cfg.get("input_scale") if folded else facts.get("input_scale")
     if value is None:
-        raise ValueError(f"{path} does not hold input_scale; {SCALE_HELP}")
+        raise MissingFact("input_scale", f"{path} does not hold input_scale; {SCALE_HELP}", 1.0)
     given = list(value) if isinstance(value, list | tuple) else [value] * n_sources
     numbers = [v for v in given if isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < float("inf")]
     if len(numbers) != len(given) or len(given) != n_sources:

@@ -67,7 +67,7 @@ def load(_path: Path, found: tuple[Path, dict[str, Tensor], dict[str, Any]], fac
     return Dictionary(
         kind="sae", sources=(site,), targets=(site,), groups=(Group("", {0: W_enc}, b_enc, activation, {0: W_dec}),),
         b_dec=(pre_bias,), format="OpenAI autoencoder (F12)", facts={"input_layer_norm": f"{norm}, {said}"},
-        token_norm={0: TokenNorm(EPS, unbiased=True)} if norm else {}, undone={0: 0} if norm else {},
+        normalize={0: TokenNorm(EPS, unbiased=True)} if norm else {}, undone={0: 0} if norm else {},
     )  # fmt: skip
 
 

@@ -1,0 +1,97 @@
+"""Weights as they lie on disk: read when they are asked for, a few features at a time.
+
+Safetensors and zipped `.pt` files are mapped into memory, so a tensor costs nothing until a part of it is taken. Large
+ones are kept in their stored type; what is taken becomes float32.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+# A larger tensor is not looked through when its file is opened, but each part when it is taken.
+LARGE = 2**26
+# Features whose weights are held as float32 at a time, in numbers.
+CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One matrix whose features lie in several files, in this order along `axis`."""
+
+    parts: tuple[Tensor, ...]
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.parts[0].shape)
+        shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
+        return tuple(shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def to(self, device: str | torch.device) -> "Shards":
+        return Shards(tuple(part.to(device) for part in self.parts), self.axis)
+
+    def select(self, at: Int[Tensor, " selected"] | slice) -> Tensor:
+        """The features `at`, in that order."""
+        size = self.shape[self.axis]
+        wanted = torch.arange(size)[at] if isinstance(at, slice) else at.to(self.device)
+        shape = list(self.shape)
+        shape[self.axis] = len(wanted)
+        out = torch.empty(shape, dtype=self.dtype, device=self.device)
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[self.axis]
+            here = ((wanted >= begin) & (wanted < end)).nonzero().squeeze(-1)
+            if len(here):
+                out.index_copy_(self.axis, here.to(out.device), part.index_select(self.axis, wanted[here] - begin))
+            begin = end
+        return out
+
+
+Weight = Tensor | Shards
+At = Int[Tensor, " selected"] | slice | None
+
+
+def take(weight: Weight, at: At, axis: int, what: str) -> Tensor:
+    """Features `at` (None for all) along `axis`, float32.
+
+    ValueError when they hold NaN or infinite values, looked for in tensors too large to look through at once: `what`
+    names the tensor.
+    """
+    if isinstance(weight, Shards):
+        part = weight.select(slice(None) if at is None else at)
+    elif at is None:
+        part = weight
+    elif isinstance(at, slice):
+        part = weight[:, at] if axis == 1 else weight[at]
+    else:
+        part = weight.index_select(axis, at.to(weight.device))
+    part = part.float()
+    if is_large(weight) and not bool(torch.isfinite(part).all()):
+        raise ValueError(f"{what} holds NaN or infinite values; the file is damaged")
+    return part
+
+
+def is_large(weight: Weight) -> bool:
+    """Whether the whole is too much to be looked through when a file is opened."""
+    return prod(weight.shape) * weight.dtype.itemsize > LARGE
+
+
+def blocks(n_features: int, width: int, multiple: int = 1) -> list[slice]:
+    """Slices of features whose weights fit in `CHUNK` numbers, each but the last a multiple of `multiple` long."""
+    size = max(1, CHUNK // max(width, 1) // multiple) * multiple
+    return [slice(begin, min(begin + size, n_features)) for begin in range(0, n_features, size)]
