@@ -4,6 +4,7 @@ Safetensors and zipped `.pt` files are mapped into memory, so a tensor costs not
 ones are kept in their stored type; what is taken becomes float32.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -95,3 +96,11 @@ def blocks(n_features: int, width: int, multiple: int = 1) -> list[slice]:
     """Slices of features whose weights fit in `CHUNK` numbers, each but the last a multiple of `multiple` long."""
     size = max(1, CHUNK // max(width, 1) // multiple) * multiple
     return [slice(begin, min(begin + size, n_features)) for begin in range(0, n_features, size)]
+
+
+def side_by_side(parts: Sequence[Tensor], axis: int) -> Weight:
+    """Shares of the features in one: copied together where that is cheap, else left where they lie."""
+    joined = Shards(tuple(parts), axis)
+    if len(parts) == 1:
+        return parts[0]
+    return joined if is_large(joined) else torch.cat(list(parts), dim=axis)

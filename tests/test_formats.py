@@ -162,7 +162,7 @@ def change_pt(file: Path, **tensors: torch.Tensor) -> None:
     ("tensors", "text"),
     [
         ({"code_normalization_id": torch.tensor(9)}, r"code_normalization_id = 9; known are 1, 2, 3, 4, 5"),
-        ({"code_normalization_id": torch.tensor(5)}, r"expected 2 numbers"),
+        ({"code_normalization_id": torch.tensor(5)}, r"is DECOUPLED and has a normaliser.*normalises inputs twice"),
         ({"threshold": torch.ones(2)}, r"threshold is \(2,\); expected 1 number"),
         ({"activation_std": torch.zeros(2, 16)}, None),
         ({"activation_mean": torch.full((2, 16), float("inf"))}, r"the normaliser's mean or deviation is not finite"),

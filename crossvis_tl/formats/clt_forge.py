@@ -3,12 +3,11 @@
 `W_enc [L, d, F]`, `b_enc [L, F]`, `log_threshold [L, F]` (x where x > exp(log_threshold)), `W_dec [pairs, F, d]` and
 `b_dec [pairs, d]` for each pair (source, target >= source) in the order of `torch.triu_indices`, the biases of a target
 added up; without `cross_layer_decoders`, `[L, ...]`. Inputs are multiplied by `estimated_norm_scaling_factor_in [L]`,
-reconstructions divided by `..._out`: both are folded in. A training on several devices leaves `rank{r}_...` files, each
+reconstructions divided by `..._out`. A training on several devices leaves `rank{r}_...` files, each
 with a share of the features and the same `b_dec`.
 """
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from crossvis_tl.dictionary import Dictionary, Group
 from crossvis_tl.errors import short_list
 from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
 from crossvis_tl.formats.layers import HOOK_FACTS, check_shapes, layer_sites, need
+from crossvis_tl.normalizers import scaling
+from crossvis_tl.weights import Weight, side_by_side
 
 FACTS = {"processing"} | HOOK_FACTS
 NAME = "a CLT-Forge transcoder"
 WEIGHTS = "clt_weights.safetensors"
 RANK = re.compile(r"rank(\d+)_clt_weights\.safetensors")
-SPLIT = {"W_enc": 2, "b_enc": 1, "log_threshold": 1, "W_dec": 1}  # the axis of the features
 TENSORS = ("W_enc", "b_enc", "log_threshold", "W_dec", "b_dec")
 FACTORS = ("estimated_norm_scaling_factor_in", "estimated_norm_scaling_factor_out")
 HOOKS = {"feature_input_hook": "ln2.hook_normalized", "feature_output_hook": "hook_mlp_out"}
@@ -50,14 +50,16 @@ def find(path: Path) -> list[Path] | None:
 def load(path: Path, files: list[Path], facts: dict[str, Any]) -> Dictionary:
     """ValueError when tensors are missing, do not fit each other or contradict the config."""
     cfg = read_config(path / "clt_cfg.json") if (path / "clt_cfg.json").is_file() else {}
-    state = _joined(path, [_read(file) for file in files])
-    n_layers, width, features = state["W_enc"].shape
+    states = [_read(file) for file in files]
+    state = states[0]
+    n_layers, width, _ = state["W_enc"].shape
     across = state["W_dec"].shape[0] != n_layers or n_layers == 1
     sources, targets = torch.triu_indices(n_layers, n_layers).tolist() if across else (range(n_layers),) * 2
-    pairs = len(list(sources))
-    shapes = {"b_enc": (n_layers, features), "log_threshold": (n_layers, features), "W_dec": (pairs, features, width)}
-    shapes |= {"b_dec": (pairs, width)} | dict.fromkeys(FACTORS, (n_layers,))
-    check_shapes(path, state, shapes)
+    for file, share in zip(files, states, strict=True):
+        _check(file, share, n_layers, width, pairs=len(list(sources)))
+    b_enc = torch.cat([share["b_enc"] for share in states], dim=1)
+    threshold = torch.cat([share["log_threshold"] for share in states], dim=1).float().exp()
+    features = b_enc.shape[1]
     said = {"n_layers": n_layers, "d_in": width, "d_latent": features}
     wrong = [name for name, value in said.items() if cfg.get(name, value) != value]
     if wrong:
@@ -67,23 +69,19 @@ def load(path: Path, files: list[Path], facts: dict[str, Any]) -> Dictionary:
     f_in, f_out = (state.get(name, ones).float() for name in FACTORS)
     if bool((f_in <= 0).any()) or bool((f_out <= 0).any()):
         raise ValueError(f"{path}: a scaling factor is not positive; the file is damaged")
-    W_dec: list[dict[int, Tensor]] = [{} for _ in range(n_layers)]
+    W_dec: list[dict[int, Weight]] = [{} for _ in range(n_layers)]
     b_dec = torch.zeros(n_layers, width)
     for pair, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        W_dec[source][target] = state["W_dec"][pair].float() / f_out[target]
-        b_dec[target] += state["b_dec"][pair].float() / f_out[target]
-    threshold = state["log_threshold"].float().exp()
-    groups = tuple(
-        Group(f"L{i}", {i: state["W_enc"][i].float() * f_in[i]}, state["b_enc"][i], JumpReLU(threshold[i]), W_dec[i])
-        for i in range(n_layers)
-    )
+        W_dec[source][target] = side_by_side([share["W_dec"][pair] for share in states], axis=0)
+        b_dec[target] += state["b_dec"][pair].float()
+    W_enc = [side_by_side([share["W_enc"][i] for share in states], axis=1) for i in range(n_layers)]
+    groups = tuple(Group(f"L{i}", {i: W_enc[i]}, b_enc[i], JumpReLU(threshold[i]), W_dec[i]) for i in range(n_layers))
     layers, processing = range(n_layers), facts.get("processing")
     read, written = (layer_sites(HOOKS, facts, role, layers, width, processing) for role in ("input", "output"))
     return Dictionary(
-        kind="clt" if across else "plt",
-        sources=tuple(replace(site, scale=float(f_in[i])) for i, site in enumerate(read)),
-        targets=tuple(replace(site, scale=float(f_out[i])) for i, site in enumerate(written)),
-        groups=groups, b_dec=tuple(b_dec), format="CLT-Forge (F10)", model_names=(cfg.get("model_name"),),
+        kind="clt" if across else "plt", sources=read, targets=written, groups=groups, b_dec=tuple(b_dec),
+        format="CLT-Forge (F10)", model_names=(cfg.get("model_name"),),
+        normalize={i: scaling(f_in[i]) for i in layers}, denormalize={i: scaling(f_out[i]) for i in layers},
     )  # fmt: skip
 
 
@@ -97,15 +95,9 @@ def _read(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _joined(path: Path, states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The ranks' shares of the features side by side; what is no share must be the same in all."""
-    joined = dict(states[0])
-    for name, axis in SPLIT.items():
-        shares = [state[name] for state in states]
-        others = {share.shape[:axis] + share.shape[axis + 1 :] for share in shares}
-        if len(others) > 1:
-            raise ValueError(f"{path}: {name} of its ranks cannot be joined; they are of different dictionaries")
-        joined[name] = torch.cat(shares, dim=axis)
-    if any(state["b_dec"].shape != joined["b_dec"].shape for state in states):
-        raise ValueError(f"{path}: b_dec differs in shape between its ranks; they are of different dictionaries")
-    return joined
+def _check(file: Path, share: dict[str, Tensor], n_layers: int, width: int, pairs: int) -> None:
+    """ValueError when a rank's share does not fit the first rank's."""
+    features = share["b_enc"].shape[1]
+    shapes = {"W_enc": (n_layers, width, features), "b_enc": (n_layers, features), "W_dec": (pairs, features, width)}
+    shapes |= {"log_threshold": (n_layers, features), "b_dec": (pairs, width)} | dict.fromkeys(FACTORS, (n_layers,))
+    check_shapes(file, share, shapes)

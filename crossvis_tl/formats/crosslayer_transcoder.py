@@ -4,18 +4,16 @@
 or per layer `decoder.W [L, F, d]`; `decoder.b [L, d]`. `nonlinearity.theta [1, L, F]`: x where x > theta and x > 0;
 `nonlinearity.threshold [1]` or `[L]` (BatchTopK at inference): x where x > max(0, threshold); neither: ReLU, or the
 config's TopK. Unfolded files have `{input,output}_standardizer.mean` and `.std`, `[L, d]` or `[L]`: (x - mean) / std
-in, y * std + mean out, folded in here.
+in, y * std + mean out.
 """
 
 from pathlib import Path
 from typing import Any
 
-import torch
-from einops import einsum
 from torch import Tensor
 
 from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU, TopK
-from crossvis_tl.dictionary import Dictionary, Group
+from crossvis_tl.dictionary import Affine, Dictionary, Group
 from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
 from crossvis_tl.formats.layers import HOOK_FACTS, check_shapes, layer_sites, need
 
@@ -51,39 +49,35 @@ def load(path: Path, file: Path, facts: dict[str, Any]) -> Dictionary:
     need(file, state, list(decoders))
     check_shapes(file, state, {"encoder.b": (n_layers, features), "decoder.b": (n_layers, width)} | decoders)
     standard = {name: _standardizer(file, state, name, n_layers, width) for name in STANDARDIZERS}
-    (mean_in, std_in), (mean_out, std_out) = (standard[name] for name in STANDARDIZERS)
     activations = _activations(file, state, cfg, facts, n_layers, features)
     groups = []
     for i in range(n_layers):
-        W_enc = state["encoder.W"][i].float() / std_in[i][:, None]
-        b_enc = state["encoder.b"][i].float() - einsum(mean_in[i], W_enc, "d, d features -> features")
         written = {t: state[f"decoder.W_{t}"][i] for t in range(i, n_layers)} if across else {i: state["decoder.W"][i]}
-        W_dec = {t: W.float() * std_out[t] for t, W in written.items()}
-        groups.append(Group(f"L{i}", {i: W_enc}, b_enc, activations[i], W_dec))
-    b_dec = tuple(state["decoder.b"][t].float() * std_out[t] + mean_out[t] for t in range(n_layers))
+        groups.append(Group(f"L{i}", {i: state["encoder.W"][i]}, state["encoder.b"][i], activations[i], written))
     layers, processing = range(n_layers), facts.get("processing")
     return Dictionary(
         kind="clt" if across else "plt", sources=layer_sites(HOOKS, facts, "input", layers, width, processing),
-        targets=layer_sites(HOOKS, facts, "output", layers, width, processing), groups=tuple(groups), b_dec=b_dec,
-        format="crosslayer-transcoder (F9)",
+        targets=layer_sites(HOOKS, facts, "output", layers, width, processing), groups=tuple(groups),
+        b_dec=tuple(state["decoder.b"]), format="crosslayer-transcoder (F9)", normalize=standard[STANDARDIZERS[0]],
+        denormalize=standard[STANDARDIZERS[1]],
     )  # fmt: skip
 
 
-def _standardizer(file: Path, state: dict[str, Tensor], name: str, n_layers: int, width: int) -> tuple[Tensor, Tensor]:
-    """-> mean, std [L, d]; zeros and ones where the file has none (folded)."""
+def _standardizer(file: Path, state: dict[str, Tensor], name: str, n_layers: int, width: int) -> dict[int, Affine]:
+    """By layer; none where the file has none (folded)."""
     mean, std = state.get(f"{name}.mean"), state.get(f"{name}.std")
     if (mean is None) != (std is None):
         raise ValueError(f"{file} holds one of {name}.mean and {name}.std, and not the other")
     if mean is None or std is None:
-        return torch.zeros(n_layers, width), torch.ones(n_layers, width)
+        return {}
     wide = []
     for part, value in (("mean", mean), ("std", std)):
         if tuple(value.shape) not in ((n_layers,), (n_layers, width)):
             raise ValueError(f"{file}: {name}.{part} is {tuple(value.shape)}; expected {(n_layers, width)}")
-        wide.append(value.float().reshape(n_layers, -1).expand(n_layers, width))
+        wide.append(value.float().reshape(n_layers, -1))
     if bool((wide[1] <= 0).any()):
         raise ValueError(f"{file}: {name}.std is not positive everywhere; the file is damaged")
-    return wide[0], wide[1]
+    return {i: Affine(wide[0][i], 1 / wide[1][i]) for i in range(n_layers)}
 
 
 def _activations(

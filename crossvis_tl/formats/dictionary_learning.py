@@ -9,7 +9,7 @@ DECOUPLED file (5) has a threshold for each source and keeps f there where f * |
 larger of them, f times the largest |d_s|.
 
 With `activation_mean` and `activation_std` (NaN where there is no normaliser), inputs are
-(x - mean) * target_rms / sqrt(sum std^2 + 1e-8), and outputs are taken back; both are folded in. Trained on
+(x - mean) * target_rms / sqrt(sum std^2 + 1e-8), and outputs are taken back. Trained on
 HuggingFace's own activations of `model.layers[L].output`.
 """
 
@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import einsum
 from torch import Tensor
 
 from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU
-from crossvis_tl.dictionary import Dictionary, Group, Post, Site
+from crossvis_tl.dictionary import Affine, Dictionary, Group, Post, Site
 from crossvis_tl.errors import short_list
 from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict, tensor_names
 from crossvis_tl.formats.layers import check_shapes, need
@@ -62,26 +61,22 @@ def load(_path: Path, file: Path, facts: dict[str, Any]) -> Dictionary:
     expected = {"encoder.bias": (features,), "decoder.weight": (n_sources, features, width)}
     check_shapes(file, state, expected | {name: (n_sources, width) for name in ("decoder.bias", *NORMALIZER)})
     trainer = _trainer(file, {"activation_dim": width, "dict_size": features, "num_layers": n_sources})
-    mean, scale = _normalizer(file, state, n_sources)
+    norms = _normalizer(file, state, n_sources)
     code = _code_norm(file, state)
-    W_enc = {s: state["encoder.weight"][s].float() * scale[s] for s in range(n_sources)}
-    b_enc = state["encoder.bias"].float()
-    for s in range(n_sources):
-        b_enc = b_enc - einsum(mean[s], W_enc[s], "d, d features -> features")
-    threshold = state.get("threshold")
     activation, post = _activation(file, state, code, n_sources)
-    W_dec = {s: state["decoder.weight"][s].float() / scale[s] for s in range(n_sources)}
-    group = Group("", W_enc, b_enc, activation, W_dec, code_norm=code, post=post)
+    W_enc = {s: state["encoder.weight"][s] for s in range(n_sources)}
+    W_dec = {s: state["decoder.weight"][s] for s in range(n_sources)}
+    group = Group("", W_enc, state["encoder.bias"], activation, W_dec, code_norm=code, post=post)
     layer = trainer.get("layer")
     hook = facts.get("hook_point", None if layer is None else f"blocks.{layer}.hook_resid_post")
     place, processing = check_hook(hook, "hook_point"), facts.get("processing", "none")
-    sites = tuple(Site(s, place, width, processing, scale=float(scale[s])) for s in range(n_sources))
+    sites = tuple(Site(s, place, width, processing) for s in range(n_sources))
     said = {name: trainer[name] for name in ("lm_name", "code_normalization") if name in trainer}
-    kind = "L1" if threshold is None else "BatchTopK"
+    kind = "BatchTopK" if "threshold" in state else "L1"
     return Dictionary(
         kind="crosscoder", sources=sites, targets=sites, groups=(group,),
-        b_dec=tuple(state["decoder.bias"][s].float() / scale[s] + mean[s] for s in range(n_sources)),
-        format=f"dictionary_learning {kind} crosscoder (F2)", facts=said,
+        b_dec=tuple(state["decoder.bias"]), format=f"dictionary_learning {kind} crosscoder (F2)", facts=said,
+        normalize=norms, denormalize=norms,
     )  # fmt: skip
 
 
@@ -98,17 +93,22 @@ def _trainer(file: Path, sizes: dict[str, int]) -> dict[str, Any]:
     return said
 
 
-def _normalizer(file: Path, state: dict[str, Tensor], n_sources: int) -> tuple[Tensor, Tensor]:
-    """-> mean [S, d], and the factor of each source [S]; zeros and ones where there is no normaliser."""
+def _normalizer(file: Path, state: dict[str, Tensor], n_sources: int) -> dict[int, Affine]:
+    """By source; none where the file has no normaliser."""
     mean, std = (state.get(name) for name in NORMALIZER)
     if mean is None or std is None or bool(torch.isnan(mean).all() and torch.isnan(std).all()):
-        return torch.zeros(state["decoder.bias"].shape), torch.ones(n_sources)
+        return {}
+    if _is_decoupled(state):
+        raise ValueError(
+            f"{file} is DECOUPLED and has a normaliser, with which its producer's code normalises inputs twice on one "
+            "way and once on the other: its numbers cannot be told"
+        )
     target = state.get("target_rms", torch.ones(()))
     # target_rms / sqrt(sum std^2 + 1e-8): relative variances of the dimensions are kept
     scale = target.float().flatten() / (std.float().pow(2).sum(-1) + 1e-8).sqrt()
     if not bool(torch.isfinite(mean).all() and torch.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError(f"{file}: the normaliser's mean or deviation is not finite or not positive; it is damaged")
-    return mean.float(), scale
+    return {s: Affine(mean[s].float(), scale[s].reshape(1)) for s in range(n_sources)}
 
 
 def _activation(
@@ -122,7 +122,9 @@ def _activation(
     decoupled = _is_decoupled(state)
     expected = n_sources if decoupled else 1
     if threshold.numel() != expected:
-        raise ValueError(f"{file}: threshold is {tuple(threshold.shape)}; expected {expected} number{'s' if decoupled else ''}")
+        raise ValueError(
+            f"{file}: threshold is {tuple(threshold.shape)}; expected {expected} number{'s' if decoupled else ''}"
+        )
     if not decoupled:
         return JumpReLU(threshold.float().flatten() / code, relu=True), {}
     norms = state["decoder.weight"].float().norm(dim=-1)

@@ -20,10 +20,12 @@ from crossvis_tl.dictionary import Dictionary, Group, Kind, Site
 from crossvis_tl.errors import short_list, whole_numbers
 from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
 from crossvis_tl.formats.layers import check_shapes, need
+from crossvis_tl.weights import is_large
 
 FACTS = {"processing", "layers"}
 PARAMS = re.compile(r"params_layer_(\d+)\.safetensors")
 NAME = "a Gemma Scope 2 dictionary"
+LOOKED_AT = 512
 TENSORS = ("w_enc", "b_enc", "threshold", "w_dec", "b_dec")
 LAYERS_IN_NAME = re.compile(r"layer_(\d+(?:_\d+)*)_width")
 
@@ -119,8 +121,10 @@ def _read(file: Path, n_targets: int) -> dict[str, Tensor]:
 
 
 def _group(name: str, source: int, state: dict[str, Tensor]) -> Group:
-    """A feature writes where its decoder is not all zeros: a CLT's to its own layer and the later ones."""
+    """A feature writes where its decoder is not all zeros: a CLT's to its own layer and the later ones. In a file too
+    large to read whole, that is looked up at some features evenly spread."""
     W_dec = state["w_dec"]
-    written = [t for t in range(W_dec.shape[1]) if bool(torch.any(W_dec[:, t] != 0))]
+    step = max(1, len(W_dec) // LOOKED_AT) if is_large(W_dec) else 1
+    written = [t for t in range(W_dec.shape[1]) if bool(torch.any(W_dec[::step, t] != 0))]
     activation = JumpReLU(state["threshold"], relu=True)
     return Group(name, {source: state["w_enc"]}, state["b_enc"], activation, {t: W_dec[:, t] for t in written})

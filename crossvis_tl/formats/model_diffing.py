@@ -19,6 +19,7 @@ from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU, TopK
 from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.errors import short_list
 from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict
+from crossvis_tl.normalizers import scaling
 
 FACTS = {"processing", "hook_point", "hook_point_out", "activation", "k", "input_scale"}
 NAME = "a crosscoder of the model_diffing line"
@@ -76,18 +77,18 @@ def load(_path: Path, found: tuple[Path, dict[str, Tensor], Layout], facts: dict
     cfg = _config(file, "model_cfg.yaml")
     activation = _activation(file, state, layout, cfg, facts, features)
     unfolded = not bool(state.get("is_folded", torch.tensor(True)))
-    f_in = torch.tensor(scales[0]) if unfolded else torch.ones(n_sources)
-    f_out = torch.tensor(scales[1]) if unfolded else torch.ones(n_targets)
     group = Group(
-        "", {s: W_enc[s] * f_in[s] for s in range(n_sources)}, state[layout.b_enc], activation,
-        {t: W_dec[t] / f_out[t] for t in range(n_targets)},
+        "", {s: W_enc[s] for s in range(n_sources)}, state[layout.b_enc], activation,
+        {t: W_dec[t] for t in range(n_targets)},
     )  # fmt: skip
-    sources, names = _sites(file, facts, "hook_point", scales[0], width)
-    targets = sources if n_targets == n_sources else _sites(file, facts, "hook_point_out", scales[1], width)[0]
+    read, written = ({i: scaling(f) for i, f in enumerate(part) if unfolded and f != 1} for part in scales)
+    folded = ([1.0] * n_sources, [1.0] * n_targets) if unfolded else scales
+    sources, names = _sites(file, facts, "hook_point", folded[0], width)
+    targets = sources if n_targets == n_sources else _sites(file, facts, "hook_point_out", folded[1], width)[0]
     return Dictionary(
         kind="crosscoder", sources=sources, targets=targets, groups=(group,),
-        b_dec=tuple(b_dec[t] / f_out[t] for t in range(n_targets)), format="model_diffing crosscoder (F3)",
-        model_names=names, skip=_skip(file, state, layout, n_sources, n_targets, width),
+        b_dec=tuple(b_dec), format="model_diffing crosscoder (F3)", model_names=names,
+        skip=_skip(file, state, layout, n_sources, n_targets, width), normalize=read, denormalize=written,
     )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def _in_one_order(file: Path, state: dict[str, Tensor], layout: Layout) -> tuple
     ):
         if tuple(tensor.shape) != expected:
             raise ValueError(f"{file}: {name} is {tuple(state[name].shape)}, which does not fit {layout.W_enc}")
-    return W_enc.float(), W_dec.float(), b_dec.float()
+    return W_enc, W_dec, b_dec
 
 
 def _scales(
