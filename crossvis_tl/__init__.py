@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossvis_tl.adapter import attach
+    from crossvis_tl.calibration import calibrate, estimate_input_scale
     from crossvis_tl.dictionary import Dictionary
     from crossvis_tl.errors import CrossvisWarning, ModelMismatchError
     from crossvis_tl.formats import load_dictionary
@@ -24,7 +25,9 @@ __all__ = [
     "ModelMismatchError",
     "SaeVisData",
     "attach",
+    "calibrate",
     "discover_hook_point_for_layer",
+    "estimate_input_scale",
     "find_hook",
     "hook_table",
     "load_dictionary",
@@ -39,7 +42,9 @@ _HOMES = {
     "ModelMismatchError": "errors",
     "SaeVisData": "vis_data",
     "attach": "adapter",
+    "calibrate": "calibration",
     "discover_hook_point_for_layer": "hooks",
+    "estimate_input_scale": "calibration",
     "find_hook": "hooks",
     "hook_table": "hooks",
     "load_dictionary": "formats",

@@ -87,13 +87,15 @@ class TopK:
     `relu`: negative values are dropped before anything is ranked. Producers differ: circuit-tracer's keeps them, so
     that activations can be negative. `batch`: BatchTopK (arXiv 2412.06410), the k * tokens largest of all the tokens
     given; the same token then has other features in other company. `zscore`: ranked by how many standard deviations a
-    value is above its feature's mean over the tokens given.
+    value is above its feature's mean over the tokens given; `moments`: mean and deviation of every feature, [features]
+    each, to be used instead of those of the tokens given.
     """
 
     k: int
     relu: bool = True
     batch: bool = False
     zscore: bool = False
+    moments: tuple[Float[Tensor, " features"], Float[Tensor, " features"]] | None = None
     block: int = 0
 
     @property
@@ -103,17 +105,21 @@ class TopK:
     @property
     def batch_dependent(self) -> bool:
         """Whether a token's features depend on the tokens they are encoded with."""
-        return self.batch or self.zscore
+        return self.batch or (self.zscore and self.moments is None)
 
     def values(self, pre: Float[Tensor, "tokens features"]) -> Float[Tensor, "tokens features"]:
         """What is left where a feature is among the largest."""
         return torch.relu(pre) if self.relu else pre
 
-    def keys(self, pre: Float[Tensor, "tokens features"]) -> Float[Tensor, "tokens features"]:
-        """What is ranked; that of a feature depends on its own pre-activations alone."""
+    def keys(self, pre: Float[Tensor, "tokens features"], first: int = 0) -> Float[Tensor, "tokens features"]:
+        """What is ranked; that of a feature depends on its own pre-activations alone. `first`: the number of the first
+        feature given."""
         if not self.zscore:
             return self.values(pre)
-        std, mean = torch.std_mean(pre, dim=0, correction=int(len(pre) > 1))
+        if self.moments is not None:
+            mean, std = (part[first : first + pre.shape[1]].to(pre) for part in self.moments)
+        else:
+            std, mean = torch.std_mean(pre, dim=0, correction=int(len(pre) > 1))
         return (pre - mean) / (std + ZSCORE_EPS)
 
     def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:

@@ -96,7 +96,8 @@ class Dictionary(Writing):
         targets = tuple(site if site.place else replace(site, hook=hook) for site in self.targets)
         return replace(self, sources=sources, targets=targets)
 
-    def _normalised(self, inputs: Sequence[Tensor]) -> list[Float[Tensor, "*batch d_source"]]:
+    def normalised(self, inputs: Sequence[Tensor]) -> list[Float[Tensor, "*batch d_source"]]:
+        """What of raw activations goes into the encoders. ValueError when their number or widths do not fit."""
         self._check_inputs(inputs)
         plain = [x.to(device=self.device, dtype=torch.float32) for x in inputs]
         return [self.normalize[s](x) if s in self.normalize else x for s, x in enumerate(plain)]
@@ -110,7 +111,7 @@ class Dictionary(Writing):
         a dictionary whose features fire in some sources and not in others, [..., n_sources, n_features]. ValueError
         when their number or widths do not fit, and for `per_source` where a feature fires for all sources at once.
         """
-        inputs = self._normalised(inputs)
+        inputs = self.normalised(inputs)
         pres = [group.pre(inputs) for group in self.groups]
         if self.joint is not None:
             return self.joint(torch.cat(pres, dim=-1))
@@ -131,7 +132,7 @@ class Dictionary(Writing):
     def encode_sparse(self, inputs: Sequence[Float[Tensor, "*batch d_source"]]) -> SparseActs:
         """`encode(inputs)` without ever holding all activations: features are encoded a few at a time, and what fires
         is kept. The number of features is bounded by the disk, not by memory."""
-        inputs = self._normalised(inputs)
+        inputs = self.normalised(inputs)
         batch = tuple(inputs[0].shape[:-1])
         flat = [x.reshape(-1, x.shape[-1]) for x in inputs]
         return SparseActs(*encode_sparse(self.groups, self.joint, flat), (*batch, self.n_features))
@@ -143,7 +144,7 @@ class Dictionary(Writing):
         self.check_features(features.tolist())
         if self.joint is not None or any(group.activation.block == 0 for group in self.groups):
             return self.encode_sparse(inputs).of(features)
-        inputs = self._normalised(inputs)
+        inputs = self.normalised(inputs)
         out = torch.zeros(*inputs[0].shape[:-1], len(features), device=self.device)
         for g, here, index in self._by_group(features):
             out[..., here.to(self.device)] = _encode_some(self.groups[g], inputs, index)
@@ -168,7 +169,7 @@ class Dictionary(Writing):
             )
         recons = self._written(features)
         if inputs is not None and self.skip:
-            normalised = self._normalised(inputs)
+            normalised = self.normalised(inputs)
             for (source, target), W_skip in self.skip.items():
                 x = normalised[source].to(W_skip.device)
                 passed = einsum(x, W_skip.float(), "... d_source, d_source d_target -> ... d_target")

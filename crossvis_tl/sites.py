@@ -15,11 +15,11 @@ class Site:
 
     `model`: which of the models given at gathering. `hook`: TransformerLens name, None where the files do not say.
     `hf_path`: HuggingFace's module and side ("model.layers.3.mlp.input"), where the files say that; it is what the
-    dictionary was trained on, so it counts before `hook`. `width`: size of the last axis. `processing`: the weights
-    processing of the model the dictionary was trained on ("none": HuggingFace's own activations; "tl_default":
-    TransformerLens' default folding and centring; "as given": whatever model is handed in), None where unknown.
-    `scale`: the factor on the raw activations that gave the producer's training units; it is already folded into the
-    weights, and kept because relative norms are comparable only in those units.
+    dictionary was trained on, so it counts before `hook`. `width`: size of the last axis, 0 where it is not known.
+    `processing`: the weights processing of the model the dictionary was trained on ("none": HuggingFace's own
+    activations; "tl_default": TransformerLens' default folding and centring; "as given": whatever model is handed in),
+    None where unknown. `scale`: the factor on the raw activations that gave the producer's training units; it is
+    already folded into the weights, and kept because relative norms are comparable only in those units.
     """
 
     model: int

@@ -58,7 +58,7 @@ def encode_sparse(
     best = None if joint is None else _Best(joint, len(normalised[0]))
     for group in groups:
         if best is not None:
-            for at, pre in _pieces(group, normalised):
+            for at, pre in pieces(group, normalised):
                 best.add(pre, first + at.start)
         else:
             found.append(_in_units(group, _encode_group(group, normalised), first))
@@ -72,18 +72,19 @@ def _encode_group(group: Group, normalised: Sequence[Tensor]) -> Found:
     activation = group.activation
     if isinstance(activation, TopK):
         best = _Best(activation, len(normalised[0]))
-        for at, pre in _pieces(group, normalised):
+        for at, pre in pieces(group, normalised):
             best.add(pre, at.start)
         return best.result()
     found = []
-    for at, pre in _pieces(group, normalised):
+    for at, pre in pieces(group, normalised):
         acts = activation.select(at)(pre)
         tokens, features = acts.nonzero(as_tuple=True)
         found.append((tokens, features + at.start, acts[tokens, features]))
     return _joined(found)
 
 
-def _pieces(group: Group, normalised: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+def pieces(group: Group, normalised: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """-> which features, and their pre-activations [tokens, features], a few features at a time."""
     width = max([len(normalised[0]) // 4, *(normalised[s].shape[-1] for s in group.W_enc)])
     for at in blocks(group.n_features, width, max(group.activation.block, 1)):
         yield at, group.pre(normalised, at)
@@ -110,7 +111,7 @@ class _Best:
     def add(self, pre: Float[Tensor, "tokens features"], first: int) -> None:
         tokens = torch.arange(len(pre), device=pre.device)[:, None] << 32
         where = tokens + torch.arange(first, first + pre.shape[1], device=pre.device)
-        parts = (self.activation.keys(pre), self.activation.values(pre), where)
+        parts = (self.activation.keys(pre, first), self.activation.values(pre), where)
         if self.activation.batch:
             parts = tuple(part.reshape(1, -1) for part in parts)
         best = self._best(parts)

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
+# Facts of a dictionary that change its numbers and that its files alone do not settle.
+REPORTED = ("calibrated", "input_scale", "input_layer_norm", "apply_b_dec_to_input", "activation")
+
+
 @dataclass
 class PageFacts:
     """What a page says of its dictionary, models and tokens; enough to draw it again without them.
@@ -212,6 +216,7 @@ def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
             "direct: the final residual stream minus what the feature writes, later layers left as they are",
         ],
     ]
+    facts += [[name.replace("_", " "), str(dictionary.facts[name])] for name in REPORTED if name in dictionary.facts]
     for index, mapping in capture.replacements.items():
         facts.append(["replaced tokens", f"{names[index]} reads {_pairs(mapping)}"])
     if acts.fidelity.groups:

@@ -13,7 +13,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 # A larger tensor is not looked through when its file is opened, but each part when it is taken.
-LARGE = 2**26
+LARGE = 2**24
+# A larger file is mapped into memory. It must not be written over while it is in use, so that small ones are read.
+MAPPED = 2**22
 # Features whose weights are held as float32 at a time, in numbers.
 CHUNK = 2**24
 

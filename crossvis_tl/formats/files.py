@@ -21,7 +21,7 @@ from torch import Tensor
 
 from crossvis_tl.errors import first_line, near_misses, short_list
 from crossvis_tl.processing import Processing
-from crossvis_tl.weights import LARGE, is_large
+from crossvis_tl.weights import MAPPED, is_large
 
 _TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
 
@@ -102,8 +102,7 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def _is_mapped(path: Path) -> bool:
-    """A file that is mapped must not be written over while it is in use, so that small ones are read instead."""
-    return path.stat().st_size > LARGE
+    return path.stat().st_size > MAPPED
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:

@@ -35,7 +35,7 @@ FACTS = {"input_scale", "hook_point", "hook_name", "processing", "activation", "
 SCALE_HELP = (
     "pass input_scale=[one factor per source], the number each source's activations were multiplied with in training "
     "(sqrt(d) / mean norm for these producers), or input_scale=1.0 if the factors are folded into the weights already; "
-    "crossvis_tl.estimate_input_scale(models, tokens, hook_points) measures them"
+    "crossvis_tl.estimate_input_scale(models, tokens, hook_point, processing=...) measures them"
 )
 
 

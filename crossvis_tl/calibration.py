@@ -1,0 +1,173 @@
+"""What a file does not say and tokens can tell: the threshold of a BatchTopK, the scale of a crosscoder's inputs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from crossvis_tl.activation_fns import ZSCORE_EPS, Identity, JumpReLU, TopK
+from crossvis_tl.capture import Capture
+from crossvis_tl.dictionary import Dictionary, Group, Site
+from crossvis_tl.models import load_models
+from crossvis_tl.pairs import Replacements
+from crossvis_tl.processing import Processing
+from crossvis_tl.sparse import pieces
+from crossvis_tl.tokens import Masking, checked_tokens, token_mask
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+TOKENS_AT_A_TIME = 4096
+
+
+@torch.inference_mode()
+def calibrate(
+    dictionary: Dictionary,
+    model: "HookedTransformer | Sequence[HookedTransformer]",
+    tokens: Int[Tensor, "rows positions"],
+    *,
+    masking: Masking = "special",
+    token_replacements: Replacements | None = None,
+    rows_per_batch: int = 64,
+    progress: bool = False,
+) -> Dictionary:
+    """The dictionary with a threshold in place of a ranking over the batch, so that a token's features no longer depend
+    on its company.
+
+    BatchTopK: the threshold above which k features a token fire on average on `tokens`; a z-scored ranking also gets
+    each feature's mean and deviation there. What was done is said in `facts["calibrated"]`, and on every page. `model`,
+    `masking`, `token_replacements`: as `SaeVisData.create` takes them. ValueError where there is nothing to calibrate.
+    """
+    if not dictionary.batch_dependent:
+        raise ValueError(
+            f"{dictionary.name} ({dictionary.activation}) does not depend on the batch: nothing to calibrate"
+        )
+    models = load_models(model)
+    capture = Capture(dictionary.to(str(models[0].cfg.device)), models, token_replacements, calibrating=True)
+    tokens = checked_tokens(tokens, models)
+    counted = token_mask(tokens, models[0].tokenizer, masking).counted
+    n_tokens = int(counted.sum())
+
+    def batches(what: str) -> Iterator[list[Tensor]]:
+        rows = range(0, len(tokens), rows_per_batch)
+        for start in tqdm(rows, desc=what, unit="batch", disable=not progress):
+            captured = capture.run(tokens[start : start + rows_per_batch])
+            at = counted[start : start + rows_per_batch].flatten().nonzero().squeeze(-1)
+            for some in at.split(TOKENS_AT_A_TIME):
+                yield dictionary.normalised([x.flatten(0, 1)[some.to(x.device)] for x in captured.sources])
+
+    done = [] if dictionary.joint is None else [dictionary.joint]
+    if dictionary.joint is not None:
+        joint, groups = _calibrated(dictionary.joint, dictionary.groups, batches, n_tokens)
+    else:
+        joint, groups = None, []
+        for group in dictionary.groups:
+            activation = group.activation
+            if isinstance(activation, TopK) and activation.batch_dependent:
+                done.append(activation)
+                _, (group,) = _calibrated(activation, [group], batches, n_tokens)  # noqa: PLW2901
+            groups.append(group)
+    said = f"{done[0].name} with k = {done[0].k}, its threshold taken from {n_tokens:,} tokens; none was stored"
+    return replace(dictionary, joint=joint, groups=tuple(groups), facts=dictionary.facts | {"calibrated": said})
+
+
+def _calibrated(
+    activation: TopK, groups: Sequence[Group], batches: Callable[[str], Iterator[list[Tensor]]], n_tokens: int
+) -> tuple[TopK | None, list[Group]]:
+    """-> what still ranks all groups together (TopK by fixed moments), and the groups."""
+    moments = _moments(groups, batches("Measuring features"), n_tokens) if activation.zscore else None
+    fixed = replace(activation, moments=moments)
+    if not activation.batch:
+        return fixed, list(groups)
+    threshold = _threshold(fixed, groups, batches("Finding the threshold"), n_tokens)
+    result, first = [], 0
+    for group in groups:
+        bounds = torch.full_like(group.b_enc, threshold, dtype=torch.float32)
+        if moments is not None:
+            mean, std = (part[first : first + group.n_features] for part in moments)
+            bounds = mean + threshold * (std + ZSCORE_EPS)
+        # relu: where fewer than k are positive the k-th largest is a 0, above which everything positive counts
+        result.append(replace(group, activation=JumpReLU(bounds, strict=False, relu=fixed.relu, name="BatchTopK")))
+        first += group.n_features
+    return None, result
+
+
+def _moments(groups: Sequence[Group], batches: Iterator[list[Tensor]], n_tokens: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every feature's pre-activation over all tokens."""
+    size = sum(group.n_features for group in groups)
+    total, squares = (torch.zeros(size, dtype=torch.float64, device=groups[0].b_enc.device) for _ in range(2))
+    for inputs in batches:
+        for first, pre in _all_pieces(groups, inputs):
+            at = slice(first, first + pre.shape[1])
+            total[at] += pre.double().sum(0)
+            squares[at] += pre.double().square().sum(0)
+    mean = total / n_tokens
+    variance = (squares - n_tokens * mean.square()).clamp_min(0) / max(n_tokens - 1, 1)
+    return mean.float(), variance.sqrt().float()
+
+
+def _threshold(activation: TopK, groups: Sequence[Group], batches: Iterator[list[Tensor]], n_tokens: int) -> float:
+    """Between the (k * tokens)-th largest key of all features at all tokens and the next, so that rounding moves none."""
+    k = activation.k * n_tokens + 1
+    held = torch.empty(0, device=groups[0].b_enc.device)
+    for inputs in batches:
+        for first, pre in _all_pieces(groups, inputs):
+            keys = activation.keys(pre, first).flatten()
+            if len(held) == k:
+                keys = keys[keys > held[-1]]
+            held = torch.cat([held, keys])
+            held = held.topk(min(k, len(held))).values
+    return float(held[-2:].mean()) if len(held) == k else float("-inf")
+
+
+def _all_pieces(groups: Sequence[Group], inputs: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """-> number of the first feature, counted through the groups, and pre-activations."""
+    first = 0
+    for group in groups:
+        for at, pre in pieces(group, inputs):
+            yield first + at.start, pre
+        first += group.n_features
+
+
+@torch.inference_mode()
+def estimate_input_scale(
+    model: "HookedTransformer | Sequence[HookedTransformer]",
+    tokens: Int[Tensor, "rows positions"],
+    hook_point: str | Sequence[str],
+    *,
+    processing: Processing,
+    masking: Masking = "special",
+    token_replacements: Replacements | None = None,
+    rows_per_batch: int = 64,
+) -> list[float]:
+    """`input_scale` for `load_dictionary`: sqrt(d) / mean norm of each source's activations (ckkissane/
+    crosscoder-model-diff-replication, `buffer.py`), BOS and padding left out by `masking`.
+
+    `hook_point`: one for all models, or one for each source (of one model several). `processing`: on what weights the
+    models ran in training, "none" or "tl_default". The tokens should be like the producer's; the factors come out
+    within a few percent of his. ValueError when hooks and models do not fit, or nothing is counted.
+    """
+    models = load_models(model)
+    hooks = [hook_point] * len(models) if isinstance(hook_point, str) else list(hook_point)
+    if len(models) not in (1, len(hooks)):
+        raise ValueError(f"{len(hooks)} hook points for {len(models)} models; give one for each, or one model")
+    sites = [Site(s if len(models) > 1 else 0, hook, 0, processing) for s, hook in enumerate(hooks)]
+    device = models[0].cfg.device
+    nothing = Group("", {}, torch.zeros(1, device=device), Identity(), {})
+    probe = Dictionary(kind="crosscoder", groups=(nothing,), sources=tuple(sites), targets=(), name="the crosscoder")
+    capture = Capture(probe, models, token_replacements)
+    tokens = checked_tokens(tokens, models)
+    counted = token_mask(tokens, models[0].tokenizer, masking).counted
+    norms: list[Float[Tensor, ""]] = [torch.zeros((), dtype=torch.float64) for _ in sites]
+    widths = [0 for _ in sites]
+    for start in range(0, len(tokens), rows_per_batch):
+        rows = slice(start, start + rows_per_batch)
+        for s, x in enumerate(capture.run(tokens[rows]).sources):
+            norms[s] += x.norm(dim=-1)[counted[rows].to(x.device)].double().sum().cpu()
+            widths[s] = x.shape[-1]
+    n_tokens = int(counted.sum())
+    return [width**0.5 * n_tokens / float(norm) for width, norm in zip(widths, norms, strict=True)]
