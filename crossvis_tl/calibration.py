@@ -111,7 +111,7 @@ def _moments(groups: Sequence[Group], batches: Iterator[list[Tensor]], n_tokens:
 
 
 def _threshold(activation: TopK, groups: Sequence[Group], batches: Iterator[list[Tensor]], n_tokens: int) -> float:
-    """Between the (k * tokens)-th largest key of all features at all tokens and the next, so that rounding moves none."""
+    """Between the (k * tokens)-th largest key of all features and tokens and the next, so that rounding moves none."""
     k = activation.k * n_tokens + 1
     held = torch.empty(0, device=groups[0].b_enc.device)
     for inputs in batches:

@@ -7,7 +7,6 @@ from typing import Any
 from crossvis_tl.devices import check_device
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.errors import near_misses, short_list
-from crossvis_tl.files import near_siblings
 from crossvis_tl.formats import (
     circuit_tracer,
     clt_forge,
@@ -24,9 +23,10 @@ from crossvis_tl.formats import (
     sae_lens_folder,
     transcoder_set,
 )
-from crossvis_tl.formats.files import check_processing
+from crossvis_tl.formats.files import check_processing, trusting_pickles
+from crossvis_tl.hub import HubOptions, hub_options, located
 
-__all__ = ["load_dictionary"]
+__all__ = ["load_dictionary", "recognised"]
 
 READERS = (
     circuit_tracer,
@@ -44,41 +44,85 @@ READERS = (
     plain_sae,
     flat_crosscoder,
 )
+# Folders of a repository that are looked into for dictionaries.
+LOOKED_INTO = 200
 READABLE = (
-    "crosscoders as flat state dicts (W_enc, W_dec, b_enc, b_dec in a .pt beside cfg.json), circuit-tracer CLTs "
-    "(W_enc_*.safetensors, W_dec_*.safetensors and config.yaml) and transcoder sets (layer_*.safetensors), Gemma Scope "
-    "1 transcoders (layer_*/**/params.npz), Gemma Scope 2 (params*.safetensors and config.json), CLT-Forge "
-    "(clt_weights.safetensors), crosslayer-transcoder (checkpoint.safetensors or clt.ckpt), dictionary_learning "
-    "crosscoders (model_final.pt or model.safetensors), model_diffing's "
-    "and crosscode's (model.pt), OpenAI's autoencoders ({layer}.pt) and sae_lens folders (sae_weights.safetensors)"
+    "crosscoders as flat state dicts (W_enc, W_dec, b_enc, b_dec in a .pt beside cfg.json) and plain SAEs of the same "
+    "names, circuit-tracer CLTs (W_enc_*.safetensors, W_dec_*.safetensors and config.yaml) and transcoder sets "
+    "(layer_*.safetensors), Gemma Scope 1 transcoders (layer_*/**/params.npz), Gemma Scope 2 (params*.safetensors and "
+    "config.json), CLT-Forge (clt_weights.safetensors), crosslayer-transcoder (checkpoint.safetensors or clt.ckpt), "
+    "crosslayer-coding (clt_checkpoint_*.safetensors and cfg.json), clt-training (*/sae.safetensors), openCLT (.pt), "
+    "dictionary_learning crosscoders (model_final.pt or model.safetensors), model_diffing's and crosscode's "
+    "(model.pt), OpenAI's autoencoders ({layer}.pt) and sae_lens folders (sae_weights.safetensors)"
 )
 
 
-def load_dictionary(path: str | Path, *, device: str = "cpu", **facts: Any) -> Dictionary:
-    """Opens a crosscoder, a cross-layer transcoder or a set of transcoders from what its producer wrote.
+def load_dictionary(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    subfolder: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+    trust_pickle: bool = False,
+    **facts: Any,
+) -> Dictionary:
+    """Opens a crosscoder, a cross-layer transcoder, a set of transcoders or an SAE from what its producer wrote.
 
-    `path`: a folder or a weight file. `facts`: what the files do not say (they win where the files say otherwise):
-    `processing` ("none" or "tl_default": on what weights the model ran in training); for a crosscoder `input_scale`
-    (factor per source) and `hook_point` (TransformerLens name, or one per source); for a CLT `feature_input_hook` and
-    `feature_output_hook` (the part after "blocks.L."); for transcoders also `activation` and `k`; for Gemma Scope 2's
-    `layers`, where the folder's name does not hold them. -> `Dictionary`.
+    `path`: a folder or a weight file, or an id of the HuggingFace hub, of which `revision` and `subfolder` say more;
+    `cache_dir` and `offline` as the hub's own library takes them. `trust_pickle`: open a pickle that may run code, of
+    an author you trust. `facts`: what the files do not say (they win where the files say otherwise): `processing`
+    ("none" or "tl_default": on what weights the model ran in training), `activation`, `k` and `threshold` (one number,
+    or one per layer); for a crosscoder `input_scale` (factor per source) and `hook_point` (TransformerLens name, or one
+    per source); for a CLT `feature_input_hook` and `feature_output_hook` (the part after "blocks.L."); for OpenAI's
+    `input_layer_norm`, for a plain SAE `apply_b_dec_to_input`; for Gemma Scope 2's `layers`, where the folder's name
+    does not hold them. -> `Dictionary`, its large weights still on disk.
 
     FileNotFoundError when nothing is there or a part is missing; ValueError when it is no dictionary that can be read,
     is damaged, or a fact that encoding needs is missing (the text names it). Nothing is guessed.
     """
-    path = Path(path)
     _check_facts(facts)
     check_device(device)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.{near_siblings(path)}")
+    with hub_options(HubOptions(revision, cache_dir, offline)), trusting_pickles(trust_pickle):
+        place = located(path, subfolder)
+        reader, found = recognised(place)
+        _check_use(facts, reader.FACTS, reader.NAME)
+        name = place.parent.name if place.is_file() else place.name
+        if not Path(path).exists():
+            name = str(path).removeprefix("hf://")
+        return replace(reader.load(place, found, facts), name=name).to(device)
+
+
+def recognised(path: Path) -> tuple[Any, Any]:
+    """-> the reader of what lies there, and what it found. ValueError when there is none."""
     for reader in READERS:
         found = reader.find(path)
         if found is not None:
-            _check_use(facts, reader.FACTS, reader.NAME)
-            name = path.parent.name if path.is_file() else path.name
-            return replace(reader.load(path, found, facts), name=name).to(device)
-    inside = short_list(sorted(p.name for p in path.iterdir())) if path.is_dir() else "a file of another kind"
-    raise ValueError(f"{path} is no dictionary that can be read (found: {inside or 'nothing'}). Readable: {READABLE}")
+            return reader, found
+    if path.is_file():
+        raise ValueError(f"{path} is no dictionary that can be read. Readable: {READABLE}")
+    inside = short_list(sorted(p.name for p in path.iterdir()))
+    raise ValueError(
+        f"{path} is no dictionary that can be read (found: {inside or 'nothing'}).{_readable_inside(path)} "
+        f"Readable: {READABLE}"
+    )
+
+
+def _readable_inside(path: Path) -> str:
+    """Which folders in it are dictionaries: a repository often holds several."""
+    inside = [p for pattern in ("*", "*/*", "*/*/*") for p in path.glob(pattern) if p.is_dir()]
+    found = []
+    for folder in sorted(inside)[:LOOKED_INTO]:
+        if any(folder.is_relative_to(one) for one in found):
+            continue
+        try:
+            recognised(folder)
+        except (ValueError, OSError):
+            continue
+        found.append(folder)
+    names = short_list((repr(one.relative_to(path).as_posix()) for one in found), 4)
+    return f" There are dictionaries in it: pass subfolder={names}." if found else ""
 
 
 def _check_facts(facts: dict[str, Any]) -> None:

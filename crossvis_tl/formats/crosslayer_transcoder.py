@@ -14,6 +14,8 @@ from torch import Tensor
 
 from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU, TopK
 from crossvis_tl.dictionary import Affine, Dictionary, Group
+from crossvis_tl.errors import MissingFact
+from crossvis_tl.formats.activations import check_k
 from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
 from crossvis_tl.formats.layers import HOOK_FACTS, check_shapes, layer_sites, need
 
@@ -100,14 +102,13 @@ def _activations(
     if kind == "relu":
         return [ReLU()] * n_layers
     if kind in ("topk", "perlayertopk"):
-        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= features:
-            raise ValueError(
-                f"{file}: TopK needs k, how many features fire on a token in a layer; got k={k!r}. Pass k="
-            )
+        k = check_k(file, k, features)
         return [TopK(k) for _ in range(n_layers)]
-    raise ValueError(
+    raise MissingFact(
+        "activation",
         f"{file} holds no threshold, and its config names the nonlinearity {kind!r}; pass activation='relu', or "
-        "activation='topk' and k=..."
+        "activation='topk' and k=...",
+        "relu",
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossvis_tl.activation_fns import JumpReLU
 from crossvis_tl.dictionary import Dictionary, Group, Kind, Site
-from crossvis_tl.errors import short_list, whole_numbers
+from crossvis_tl.errors import MissingFact, short_list, whole_numbers
 from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
 from crossvis_tl.formats.layers import check_shapes, need
 from crossvis_tl.weights import is_large
@@ -103,7 +103,9 @@ def _layers(path: Path, cfg: dict[str, Any], facts: dict[str, Any], n: int) -> l
         return [int(found[1]) if found else 0] * n
     if "clt" in (str(cfg.get("type")), *path.parts):
         return list(range(n))
-    raise ValueError(f"{path} does not say which layers it reads; pass layers=[...], {n} numbers")
+    raise MissingFact(
+        "layers", f"{path} does not say which layers it reads; pass layers=[...], {n} numbers", list(range(n))
+    )
 
 
 def _read(file: Path, n_targets: int) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU, TopK
 from crossvis_tl.dictionary import Dictionary, Group, Site
-from crossvis_tl.errors import short_list
+from crossvis_tl.errors import MissingFact, short_list
+from crossvis_tl.formats.activations import check_k
 from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict
 from crossvis_tl.normalizers import scaling
 
@@ -131,9 +132,11 @@ def _scales(
             raise ValueError(f"{file}: {layout.scales[0]} does not hold {n_sources} positive factors; it is damaged")
         return read[0], read[1]
     if given is None:
-        raise ValueError(
+        raise MissingFact(
+            "input_scale",
             f"{file} is not folded and does not hold input_scale; pass input_scale=[one factor per source], the number "
-            "that each source's activations were multiplied with in training"
+            "that each source's activations were multiplied with in training",
+            1.0,
         )
     values = list(given) if isinstance(given, list | tuple) else [given] * n_sources
     if (
@@ -164,12 +167,12 @@ def _activation(
         return ReLU()
     if kind == "topk":
         k = facts.get("k", options.get("k") if isinstance(options, dict) else None)
-        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= features:
-            raise ValueError(f"{file}: TopK needs k, how many features fire on a token; got k={k!r}. Pass k=...")
-        return TopK(k, relu=False)
-    raise ValueError(
+        return TopK(check_k(file, k, features), relu=False)
+    raise MissingFact(
+        "activation",
         f"{file}: the activation is {said!r}, which cannot be read; pass activation='relu', or activation='topk' and "
-        "k=..., if it is that"
+        "k=..., if it is that",
+        "relu",
     )
 
 

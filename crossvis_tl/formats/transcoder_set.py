@@ -3,10 +3,10 @@ Scope 1's.
 
 `config.yaml` with `model_kind: transcoder_set`; `layer_{i}.safetensors` with `W_enc [F, d]`, `W_dec [F, d]`, `b_enc`,
 `b_dec`, perhaps `W_skip [d_out, d_in]` (recon += x @ W_skip.T) and `activation_function.threshold [F]` (JumpReLU, raw);
-older files have `W_dec [d, F]`. `activation: topk` and `k` stand in the config; circuit-tracer's TopK has no ReLU.
-Gemma Scope 1 (google/gemma-scope-2b-pt-transcoders): `layer_{i}/width_*/average_l0_*/params.npz` with `W_enc [d, F]`,
-`W_dec [F, d]`, `threshold`; it reads `ln2.hook_normalized` and writes `hook_mlp_out`. Trained on weights without
-processing.
+older files have `W_dec [d, F]`. The config may name the files instead (`transcoders: [hf://...]`). `activation: topk`
+and `k` stand in the config; circuit-tracer's TopK has no ReLU. Gemma Scope 1 (google/gemma-scope-2b-pt-transcoders):
+`layer_{i}/width_*/average_l0_*/params.npz` with `W_enc [d, F]`, `W_dec [F, d]`, `threshold`; it reads
+`ln2.hook_normalized` and writes `hook_mlp_out`. Trained on weights without processing.
 """
 
 import re
@@ -20,8 +20,10 @@ from torch import Tensor
 from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU, TopK
 from crossvis_tl.dictionary import Dictionary, Group
 from crossvis_tl.errors import short_list
+from crossvis_tl.formats.activations import check_k
 from crossvis_tl.formats.files import check_floating, check_tensors, read_config, read_state_dict
 from crossvis_tl.formats.layers import HOOK_FACTS, check_shapes, layer_sites, need
+from crossvis_tl.hub import referred
 
 FACTS = {"processing", "activation", "k"} | HOOK_FACTS
 LAYER_FILE = re.compile(r"layer_(\d+)\.safetensors")
@@ -42,6 +44,8 @@ def find(path: Path) -> dict[int, Path] | None:
         int(m[1]): sorted(p.glob("**/params.npz")) for p in path.iterdir() if (m := LAYER_FOLDER.fullmatch(p.name))
     }
     found = {layer: paths for layer, paths in archives.items() if paths}
+    if not found and (path / "config.yaml").is_file():
+        return _referred(path) or None
     several = [layer for layer, paths in found.items() if len(paths) > 1]
     if several:
         raise ValueError(
@@ -49,6 +53,19 @@ def find(path: Path) -> dict[int, Path] | None:
             f"({short_list((p.parent.name for p in found[several[0]]), 4)}); keep one of each layer, or link them so"
         )
     return {layer: paths[0] for layer, paths in sorted(found.items())} or None
+
+
+def _referred(path: Path) -> dict[int, Path]:
+    """A set may be a config alone, which names the file of each layer in order."""
+    named = read_config(path / "config.yaml").get("transcoders")
+    if not isinstance(named, list):
+        return {}
+    for name in named:
+        if not isinstance(name, str) or not name.endswith((".safetensors", ".npz")):
+            raise ValueError(
+                f"{path / 'config.yaml'}: transcoders names {name!r}; expected a weight file of each layer"
+            )
+    return {layer: referred(name, path) for layer, name in enumerate(named)}
 
 
 def load(path: Path, files: dict[int, Path], facts: dict[str, Any]) -> Dictionary:
@@ -82,8 +99,16 @@ def load(path: Path, files: dict[int, Path], facts: dict[str, Any]) -> Dictionar
         targets=layer_sites(cfg, facts, "output", layers, width, processing), groups=tuple(groups),
         b_dec=tuple(state["b_dec"] for state in states),
         format="Gemma Scope 1 transcoders" if gemma else "circuit-tracer transcoders (F6)",
-        model_names=(cfg.get("model_name"),), facts={"scan": cfg["scan"]} if "scan" in cfg else {}, skip=skip,
+        model_names=(cfg.get("model_name"),), skip=skip, facts=_said(cfg, facts, groups),
     )  # fmt: skip
+
+
+def _said(cfg: dict[str, Any], facts: dict[str, Any], groups: list[Group]) -> dict[str, object]:
+    said: dict[str, object] = {"scan": cfg["scan"]} if "scan" in cfg else {}
+    told = "activation" in cfg or "activation" in facts
+    if not told and any(isinstance(group.activation, ReLU) for group in groups):
+        said["activation"] = "ReLU, as circuit-tracer reads files without threshold; activation='topk' says otherwise"
+    return said
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -133,6 +158,4 @@ def _activation(path: Path, state: dict[str, Tensor], cfg: dict[str, Any], facts
     if said != "topk":
         return ReLU()
     k = facts.get("k", cfg.get("k"))
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= state["b_enc"].shape[0]:
-        raise ValueError(f"{path}: TopK needs k, how many features fire on a token; got k={k!r}. Pass k=...")
-    return TopK(k, relu=False)
+    return TopK(check_k(path, k, state["b_enc"].shape[0]), relu=False)
