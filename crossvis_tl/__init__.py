@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from crossvis_tl.errors import CrossvisWarning, ModelMismatchError
     from crossvis_tl.formats import load_dictionary
     from crossvis_tl.hooks import Hook, discover_hook_point_for_layer, find_hook, hook_table
+    from crossvis_tl.inspection import inspect
     from crossvis_tl.models import load_model
     from crossvis_tl.tokens import load_tokens
     from crossvis_tl.vis_data import SaeVisData
@@ -30,6 +31,7 @@ __all__ = [
     "estimate_input_scale",
     "find_hook",
     "hook_table",
+    "inspect",
     "load_dictionary",
     "load_model",
     "load_tokens",
@@ -47,6 +49,7 @@ _HOMES = {
     "estimate_input_scale": "calibration",
     "find_hook": "hooks",
     "hook_table": "hooks",
+    "inspect": "inspection",
     "load_dictionary": "formats",
     "load_model": "models",
     "load_tokens": "tokens",

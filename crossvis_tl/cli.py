@@ -1,4 +1,4 @@
-"""The command line: `crossvis demo`, `crossvis render`, `crossvis hooks`."""
+"""The command line: `crossvis demo`, `crossvis render`, `crossvis inspect`, `crossvis hooks`."""
 
 import logging
 import os
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+FACT_HELP = "NAME=VALUE that the files lack, such as k=32 or activation=topk; repeatable."
+TRUST_HELP = "Open a pickle that may run code, of an author you trust."
 STYLE = {"plausible": "green", "doubtful": "yellow", "implausible": "bold red"}
 
 
@@ -71,7 +73,7 @@ def demo(
 @app.command()
 def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     model: Annotated[list[str], typer.Option(help="Folder or id; once per model, in the dictionary's order.")],
-    dictionary: Annotated[Path, typer.Option(help="Folder or weight file of the crosscoder or transcoder.")],
+    dictionary: Annotated[str, typer.Option(help="Folder, weight file or id of the crosscoder or transcoder.")],
     tokens: Annotated[Path, typer.Option(help="Token ids (.npy, .npz, .safetensors, .pt) or a text file.")],
     features: Annotated[str, typer.Option(help='"0,5,10-20", "L3F7", "all" or "top:50" (by maximum).')] = "top:50",
     page: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("features.html"),
@@ -80,6 +82,10 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     feature_input_hook: Annotated[str | None, typer.Option(help="A CLT's input, if its files lack it.")] = None,
     feature_output_hook: Annotated[str | None, typer.Option(help="A CLT's output, if its files lack it.")] = None,
     processing: Annotated[str | None, typer.Option(help="none or tl_default, if the files lack it.")] = None,
+    fact: Annotated[list[str] | None, typer.Option(help=FACT_HELP)] = None,
+    subfolder: Annotated[str | None, typer.Option(help="Folder inside the dictionary's repository.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the dictionary's id.")] = None,
+    trust_pickle: Annotated[bool, typer.Option(help=TRUST_HELP)] = False,
     sequences: Annotated[int | None, typer.Option(help="Use only so many sequences.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Sequences per forward pass.", min=1)] = 64,
     context: Annotated[int, typer.Option(help="Tokens per sequence when a text is cut.", min=2)] = 128,
@@ -93,6 +99,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
 ) -> None:  # fmt: skip
     """Write the dashboards of some features into one HTML file."""
     with user_errors():
+        from crossvis_tl.errors import parse_facts
         from crossvis_tl.files import check_output
         from crossvis_tl.pairs import parse_replacements
         from crossvis_tl.render import RenderJob
@@ -109,7 +116,10 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             "feature_output_hook": feature_output_hook,
             "processing": processing,
             "input_scale": _numbers(input_scale),
-        }
+            "subfolder": subfolder,
+            "revision": revision,
+            "trust_pickle": trust_pickle or None,
+        } | parse_facts(fact or [])
         job = RenderJob(
             models=model, dictionary=dictionary, tokens=tokens, features=features, device=device, dtype=dtype,
             context=context, token_replacements=parse_replacements(replace_token or []),
@@ -122,6 +132,30 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             data.save_json(json)
         n = len(data.feature_data_dict)
         out.print(f"{n} feature{'s' if n > 1 else ''} in {escape(str(page))} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="Folder, weight file or id of a crosscoder, transcoder or SAE.")],
+    fact: Annotated[list[str] | None, typer.Option(help=FACT_HELP)] = None,
+    subfolder: Annotated[str | None, typer.Option(help="Folder inside the repository.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an id.")] = None,
+    trust_pickle: Annotated[bool, typer.Option(help=TRUST_HELP)] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a file is: format, sites, activation, sizes, what is missing, and how to load it."""
+    with user_errors():
+        from crossvis_tl import inspection
+        from crossvis_tl.errors import parse_facts
+
+        options: dict[str, Any] = {"subfolder": subfolder, "revision": revision, "trust_pickle": trust_pickle}
+        found = inspection.inspect(path, **options, **parse_facts(fact or []))
+        if json:
+            typer.echo(found.as_json())
+            return
+        style = {"needed": "bold red", "missing": "yellow", "load it": "bold green"}
+        for label, text in inspection.lines(found):
+            out.print(f"[{style.get(label, 'bold')}]{escape(label):<14}[/]{escape(text)}")
 
 
 @app.command()

@@ -74,6 +74,15 @@ class SaeLensDictionary(Dictionary):
 
     sae: "SAE | None" = field(default=None, repr=False)
 
+    @property
+    def activation(self) -> str:
+        """What sae_lens calls its architecture, without the words for what it reads and writes."""
+        name = self._own().cfg.architecture()
+        word = next((word for word in ("jumprelu", "topk", "gated") if word in name), name)
+        names = {"jumprelu": "JumpReLU", "topk": "TopK", "gated": "gated ReLU"}
+        plain = ("standard", "transcoder", "skip_transcoder")
+        return "ReLU" if name in plain else names.get(str(word), str(name))
+
     def _own(self) -> "SAE":
         if self.sae is None:
             raise TypeError("a SaeLensDictionary needs its SAE")

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
+from typing import Any
 
 
 class CrossvisWarning(UserWarning):
@@ -70,6 +71,27 @@ def feature_numbers(features: object, what: str) -> list[int]:
     if twice:
         raise ValueError(f"{what} names feature {twice[0]} twice")
     return numbers
+
+
+def parse_facts(texts: Iterable[str]) -> dict[str, Any]:
+    """["k=32", "input_scale=0.28,0.24"] -> {"k": 32, "input_scale": [0.28, 0.24]}. ValueError for other spellings."""
+    facts: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or not value:
+            raise ValueError(f"fact {text!r}; expected NAME=VALUE, such as k=32")
+        parts = [_value(part.strip()) for part in value.split(",")]
+        facts[name] = parts if len(parts) > 1 else parts[0]
+    return facts
+
+
+def _value(text: str) -> object:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 class MissingFact(ValueError):

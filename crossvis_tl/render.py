@@ -38,7 +38,7 @@ class RenderJob:
     the features gathered; default all of them, or for "top:N" the strongest."""
 
     models: Sequence[str]
-    dictionary: Path
+    dictionary: str | Path
     tokens: Path
     features: str = "top:50"
     device: str | None = None

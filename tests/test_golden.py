@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from sae_vis.data_config_classes import SaeVisConfig
 from safetensors.torch import load_file
 
-from crossvis_tl import load_dictionary
+from crossvis_tl import SaeVisData, calibrate, load_dictionary
+from crossvis_tl.capture import Capture
 from crossvis_tl.geometry import decoder_vectors
+from crossvis_tl.logit_effects import residual_written
 
 GOLDEN = sorted(p.parent for p in (Path(__file__).parent / "golden").glob("*/meta.json"))
 
@@ -112,6 +115,46 @@ def test_contributions_add_up_to_the_reconstruction(folder):
     for t in range(len(full)):
         parts = [dictionary.contribution(f, acts[:, f], t, inputs) for f in features.tolist()]
         torch.testing.assert_close(torch.stack(parts).sum(0), full[t] - none[t], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::crossvis_tl.CrossvisWarning")
+@pytest.mark.parametrize(
+    "folder", [p for p in GOLDEN if p.name.startswith(("f6", "f7", "f8", "f11"))], ids=lambda p: p.name
+)
+def test_dashboards_of_what_fits_the_tiny_model(folder, tl_models, tokens):
+    """Their hooks are found in a model, and what is gathered there is what the dictionary makes of it."""
+    meta, _, _ = read(folder)
+    dictionary = load_dictionary(folder / meta["load_path"], **meta["needs_from_user"])
+    if dictionary.batch_dependent:
+        dictionary = calibrate(dictionary, tl_models[0], tokens)
+    inputs = Capture(dictionary, tl_models[:1]).run(tokens).sources
+    counts = (dictionary.encode(inputs)[:, 1:] != 0).flatten(0, 1).sum(0)
+    chosen = counts.topk(2).indices.tolist()
+    data = SaeVisData.create(dictionary, tl_models[0], tokens, SaeVisConfig(features=chosen))
+    assert data.page.fidelity is not None
+    assert data.page.fidelity["l0"] == pytest.approx(float(counts.sum()) / tokens[:, 1:].numel())
+    for feature in chosen:
+        frequency = data.panels[feature].density
+        assert frequency == pytest.approx(float(counts[feature]) / tokens[:, 1:].numel())
+        assert bool(data.panels[feature].logits) == (not folder.name.startswith("f11"))
+
+
+@pytest.mark.parametrize("name", ["f7_tied_per_source_affine", "f8_clt_untied_window2_divide", "f6_clt_relu"])
+def test_what_is_taken_away_for_logit_effects_is_the_contribution(name, tl_models):
+    """Offset and scale after the encoder, and normalised outputs, included."""
+    dictionary = load_dictionary(GOLDEN[0].parent / name / "checkpoint")
+    features = torch.tensor([0, 7, 45, 119])
+    written = residual_written(dictionary, features, tl_models[0], 0)
+    assert written is not None
+    assert (written.base is None) == (name == "f6_clt_relu")
+    acts = torch.tensor([0.0, 0.3, 2.0])
+    for i, feature in enumerate(features.tolist()):
+        amounts, fires = written.removed(i, acts)
+        removed = amounts[:, None] * written.direction[i]
+        if written.base is not None:
+            removed = removed + fires[:, None] * written.base[i]
+        want = sum(dictionary.contribution(feature, acts, t) for t in range(3))
+        torch.testing.assert_close(removed, want, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)

@@ -19,14 +19,11 @@ def check_k(where: str | Path, k: Any, features: int) -> int:
     return whole
 
 
-def check_activation(where: str | Path, said: Any, known: Sequence[str]) -> str:
+def check_activation(where: str | Path, said: Any, known: Sequence[str], how: str = "") -> str:
     """-> the name in lower case. `MissingFact` when there is none, ValueError when it is not known."""
     if said is None:
-        raise MissingFact(
-            "activation",
-            f"{where} does not say its activation function; pass activation=..., one of {short_list(known)}",
-            known[0],
-        )
+        how = how or f"activation=..., one of {short_list(known)}"
+        raise MissingFact("activation", f"{where} does not say its activation function; pass {how}", "relu")
     name = str(said).lower().replace("_", "").replace("-", "")
     if name not in known:
         raise ValueError(f"{where}: activation={said!r}; expected one of {short_list(known)}")

@@ -110,6 +110,9 @@ def _read(folder: Path) -> Coder:
     if coder.state["encoder.weight"].ndim != 2:
         shape = tuple(coder.state["encoder.weight"].shape)
         raise ValueError(f"{coder.file}: encoder.weight is {shape}; expected [features, d]")
+    for name in ("secondary_target_tied", "topk_coalesced"):
+        if coder.says(name):
+            raise ValueError(f"{folder / 'cfg.json'} says {name}, which cannot be read: no checkpoint of it is known")
     features, width = coder.size
     shapes: dict[str, tuple[int, ...]] = {"encoder.bias": (features,), "in_norm": (1,), "out_norm": (1,)}
     by_start = {"W_dec": (features, width), "b_dec": (width,), "W_skip": (width, width), "post_enc": (features,)}

@@ -169,4 +169,5 @@ def _hooks(cfg: dict, facts: dict, n_sources: int) -> list[str | None]:
         if len(value) != n_sources:
             raise ValueError(f"hook_point names {len(value)} hooks; this crosscoder has {n_sources} sources")
         return [check_hook(hook, "hook_point") for hook in value]
-    return [check_hook(value, "hook_point")] * n_sources
+    hook = check_hook(value, "hook_point")  # F1b's producers write Python: model.layers[16].mlp.output
+    return [hook and re.sub(r"\[(\d+)\]", r".\1", hook)] * n_sources

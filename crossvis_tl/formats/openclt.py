@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU, TopK
-from crossvis_tl.dictionary import Dictionary, Group, TokenNorm
+from crossvis_tl.dictionary import Dictionary, Group, Site, TokenNorm
 from crossvis_tl.errors import MissingFact
 from crossvis_tl.formats.activations import check_activation, check_k
 from crossvis_tl.formats.files import check_floating, check_tensors, near_content
@@ -27,7 +27,6 @@ NAME = "an openCLT transcoder"
 PARTS = ("encoders", "decoders", "config")
 # Of `F.layer_norm` without weights: the biased deviation, eps inside the root.
 LAYER_NORM = TokenNorm(1e-5, unbiased=False, inside=True)
-HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
 
 
 def find(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
@@ -71,10 +70,7 @@ def load(_path: Path, found: tuple[Path, Mapping[str, Any]], facts: dict[str, An
         for i in range(n_layers)
     )  # fmt: skip
     biases = [[state[f"decoders.{s}_{t}.bias"].float() for s in range(t + 1)] for t in range(n_layers)]
-    processing = facts.get("processing", "none")
-    read, written = (
-        layer_sites(HOOKS, facts, role, range(n_layers), width, processing) for role in ("input", "output")
-    )
+    read, written = (_sites(facts, role, n_layers, width) for role in ("input", "output"))
     norms = dict.fromkeys(range(n_layers), LAYER_NORM)
     return Dictionary(
         kind="clt", sources=read, targets=written, groups=groups, b_dec=tuple(sum(b, b[0] * 0) for b in biases),
@@ -82,8 +78,19 @@ def load(_path: Path, found: tuple[Path, Mapping[str, Any]], facts: dict[str, An
     )  # fmt: skip
 
 
+def _sites(facts: dict[str, Any], role: str, n_layers: int, width: int) -> tuple[Site, ...]:
+    """Its code knows models of GPT-2's build alone."""
+    processing = facts.get("processing", "none")
+    if f"feature_{role}_hook" in facts:
+        return layer_sites({}, facts, role, range(n_layers), width, processing)
+    return tuple(Site(0, None, width, processing, hf_path=f"transformer.h.{i}.mlp.{role}") for i in range(n_layers))
+
+
 def _activations(file: Path, facts: dict[str, Any], n_layers: int, features: int) -> list[Activation]:
-    kind = check_activation(file, facts.get("activation"), ("jumprelu", "relu", "topk"))
+    how = (
+        "activation='jumprelu' and threshold=[one number per layer], activation='relu', or activation='topk' and k=..."
+    )
+    kind = check_activation(file, facts.get("activation"), ("jumprelu", "relu", "topk"), how)
     unused = {"jumprelu": "k", "relu": "k and threshold", "topk": "threshold"}[kind].split(" and ")
     for name in unused:
         if name in facts:
