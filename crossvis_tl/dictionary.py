@@ -7,6 +7,7 @@ layer and writes to it and all later ones. Features are numbered across groups, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from einops import einsum
@@ -207,6 +208,13 @@ class Dictionary(Writing):
             normalize={s: norm.to(device) for s, norm in self.normalize.items()},
             denormalize={t: norm.to(device) for t, norm in self.denormalize.items()},
         )
+
+    def save(self, path: str | Path, *, format: str) -> Path:
+        """Writes it as another tool's folder, "circuit-tracer", "sae_lens" or "crosscoder"; see
+        `crossvis_tl.writers.save`."""
+        from crossvis_tl.writers import save
+
+        return save(self, path, format=format)
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site.place or '?'} of model {site.model}" for site in self.sources[:4])

@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from crossvis_tl.activation_fns import JumpReLU, ReLU
-from crossvis_tl.dictionary import Dictionary, Group, Site
+from crossvis_tl.dictionary import Dictionary, Group
 from crossvis_tl.errors import short_list
-from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict
+from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
+from crossvis_tl.formats.layers import layer_sites
 
 NAME = "a circuit-tracer CLT"
 FACTS = {"processing", "feature_input_hook", "feature_output_hook"}
@@ -39,15 +40,10 @@ def load(path: Path, _found: bool, facts: dict[str, Any]) -> Dictionary:
         layers.append(_read_layer(path, layer, n_layers, first=layers[0] if layers else None))
     width = layers[0]["W_enc"].shape[1]
 
-    def sites(role: str) -> tuple[Site, ...]:
-        name = f"feature_{role}_hook"
-        hook = check_hook(facts.get(name, cfg.get(name)), name)
-        names = [f"blocks.{layer}.{hook}" if hook else None for layer in range(n_layers)]
-        return tuple(Site(model=0, hook=name, width=width, processing=processing) for name in names)
-
+    read, written = (layer_sites(cfg, facts, role, range(n_layers), width, processing) for role in ("input", "output"))
     groups = tuple(_group(layer, index, n_layers) for index, layer in enumerate(layers))
     return Dictionary(
-        kind="clt", sources=sites("input"), targets=sites("output"), groups=groups,
+        kind="clt", sources=read, targets=written, groups=groups,
         b_dec=tuple(layer["b_dec"] for layer in layers), format="circuit-tracer CLT (F6)",
         model_names=(cfg.get("model_name"),), facts={"scan": cfg["scan"]} if "scan" in cfg else {},
     )  # fmt: skip

@@ -11,6 +11,7 @@ F1's producers write it, with ReLU, unless `activation` and `k` say otherwise.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from crossvis_tl.formats.files import (
     read_config,
     read_wrapped,
 )
+from crossvis_tl.formats.layers import stored_sites
 from crossvis_tl.normalizers import scaling
 
 NAME = "a flat crosscoder"
@@ -84,6 +86,9 @@ def load(_path: Path, found: tuple[Path, Path | None], facts: dict[str, Any]) ->
         )
         for s in range(n_sources)
     )  # fmt: skip
+    stored = stored_sites(cfg, "sources", facts, width)
+    if len(stored) == n_sources and not {"hook_point", "hook_name"} & set(facts):
+        sites = tuple(replace(site, scale=one.scale) for site, one in zip(stored, sites, strict=True))
     group = Group(
         name="",
         W_enc={s: state["W_enc"][s] for s in range(n_sources)},

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from crossvis_tl.dictionary import Site
-from crossvis_tl.formats.files import check_hook
+from crossvis_tl.formats.files import check_hook, check_processing
 from crossvis_tl.processing import Processing
 
 HOOK_FACTS = {"feature_input_hook", "feature_output_hook"}
@@ -28,6 +28,23 @@ def need(path: Path, state: Mapping[str, Tensor], names: Sequence[str]) -> None:
             raise ValueError(f"{path} lacks the tensor {name}")
 
 
+def stored_sites(cfg: Mapping[str, Any], name: str, facts: Mapping[str, Any], width: int) -> tuple[Site, ...]:
+    """Sites as `crossvis_tl.writers` puts them beside what other tools' configs say; none where there are none."""
+    stored = cfg.get(name)
+    if not isinstance(stored, list) or not all(isinstance(one, dict) and "hf_path" in one for one in stored):
+        return ()
+    sites = []
+    for one in stored:
+        hook, hf_path = (check_hook(one.get(key), f"{name}: {key}") for key in ("hook", "hf_path"))
+        processing, model = facts.get("processing", one.get("processing")), one.get("model", 0)
+        if processing is not None:
+            check_processing(processing, f"{name}: processing")
+        if not isinstance(model, int) or isinstance(model, bool) or not 0 <= model < len(stored):
+            raise ValueError(f"{name}: model is {model!r}; expected the number of a model, from 0")
+        sites.append(Site(model, hook, width, processing, hf_path=hf_path))
+    return tuple(sites)
+
+
 def layer_sites(
     cfg: Mapping[str, Any], facts: Mapping[str, Any], role: str, layers: Sequence[int], width: int,
     processing: Processing | None,
@@ -35,6 +52,9 @@ def layer_sites(
     """A site in each layer. `role`: "input" or "output"; the hook, the part after "blocks.L.", is the fact
     `feature_{role}_hook` or what the config says under that name."""
     name = f"feature_{role}_hook"
+    stored = stored_sites(cfg, {"input": "sources", "output": "targets"}[role], facts, width)
+    if len(stored) == len(layers) and name not in facts:
+        return stored
     hook = check_hook(facts.get(name, cfg.get(name)), name)
     hooks = [f"blocks.{layer}.{hook}" if hook else None for layer in layers]
     return tuple(Site(model=0, hook=one, width=width, processing=processing) for one in hooks)
