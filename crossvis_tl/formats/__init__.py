@@ -23,7 +23,7 @@ from crossvis_tl.formats import (
     sae_lens_folder,
     transcoder_set,
 )
-from crossvis_tl.formats.files import check_processing, trusting_pickles
+from crossvis_tl.formats.files import check_processing, read_wrapped, trusting_pickles
 from crossvis_tl.hub import HubOptions, hub_options, located
 
 __all__ = ["load_dictionary", "recognised"]
@@ -102,6 +102,9 @@ def recognised(path: Path) -> tuple[Any, Any]:
             return reader, found
     if path.is_file():
         raise ValueError(f"{path} is no dictionary that can be read. Readable: {READABLE}")
+    files = list(path.glob("*.pt"))
+    if len(files) == 1:
+        read_wrapped(files[0])  # what is wrong with it is the better answer
     inside = short_list(sorted(p.name for p in path.iterdir()))
     raise ValueError(
         f"{path} is no dictionary that can be read (found: {inside or 'nothing'}).{_readable_inside(path)} "

@@ -16,7 +16,7 @@ from crossvis_tl.activation_fns import JumpReLU, ReLU
 from crossvis_tl.dictionary import Dictionary, Group
 from crossvis_tl.errors import short_list
 from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
-from crossvis_tl.formats.layers import layer_sites
+from crossvis_tl.formats.layers import all_or_none, layer_sites
 
 NAME = "a circuit-tracer CLT"
 FACTS = {"processing", "feature_input_hook", "feature_output_hook"}
@@ -38,6 +38,7 @@ def load(path: Path, _found: bool, facts: dict[str, Any]) -> Dictionary:
     layers: list[dict[str, Tensor]] = []
     for layer in range(n_layers):
         layers.append(_read_layer(path, layer, n_layers, first=layers[0] if layers else None))
+    all_or_none(path, layers, "threshold")
     width = layers[0]["W_enc"].shape[1]
 
     read, written = (layer_sites(cfg, facts, role, range(n_layers), width, processing) for role in ("input", "output"))

@@ -65,6 +65,8 @@ def load(path: Path, files: list[Path], facts: dict[str, Any]) -> Dictionary:
     if wrong:
         value = said[wrong[0]]
         raise ValueError(f"{path / 'clt_cfg.json'} says {wrong[0]} = {cfg[wrong[0]]}, but in the weights it is {value}")
+    if (FACTORS[0] in state) != (FACTORS[1] in state):
+        raise ValueError(f"{path} holds one of {FACTORS[0]} and {FACTORS[1]}, and not the other; it is damaged")
     ones = torch.ones(n_layers)
     f_in, f_out = (state.get(name, ones).float() for name in FACTORS)
     if bool((f_in <= 0).any()) or bool((f_out <= 0).any()):

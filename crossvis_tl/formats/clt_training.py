@@ -12,7 +12,6 @@ SAEs (`transcode` false) take b_dec from the normalised input. HuggingFace's own
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +23,13 @@ from crossvis_tl.activation_fns import Activation, GroupMax, TopK
 from crossvis_tl.dictionary import Affine, Dictionary, Group, Kind, Post, Site
 from crossvis_tl.errors import short_list
 from crossvis_tl.formats.activations import check_activation, check_k
-from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
-from crossvis_tl.formats.layers import check_shapes, need
+from crossvis_tl.formats.clt_coders import WEIGHTS, Coder, n_targets, read_coder
+from crossvis_tl.formats.files import check_hook, read_config
+from crossvis_tl.formats.layers import need
 from crossvis_tl.normalizers import scaling
 
 FACTS = {"processing", "k"}
 NAME = "a clt-training folder"
-WEIGHTS = "sae.safetensors"
-
-
-@dataclass(frozen=True)
-class Coder:
-    """One hook point's folder."""
-
-    folder: Path
-    cfg: dict[str, Any]
-    state: dict[str, Tensor]
-
-    @property
-    def file(self) -> Path:
-        return self.folder / WEIGHTS
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """-> features, width."""
-        features, width = self.state["encoder.weight"].shape
-        return features, width
-
-    def says(self, name: str) -> bool:
-        return bool(self.cfg.get(name, False))
-
-    def get(self, name: str, offset: int) -> Tensor | None:
-        """Of the decoder `offset` layers on: `{name}s.{offset}`; for the layer's own also a single coder's `{name}`."""
-        several = self.state.get(f"{name}s.{offset}")
-        return self.state.get(name) if several is None and offset == 0 else several
 
 
 def find(path: Path) -> list[Path] | None:
@@ -77,17 +49,17 @@ def _layer(name: str) -> int:
 
 def load(path: Path, folders: list[Path], facts: dict[str, Any]) -> Dictionary:
     """ValueError when tensors are missing, do not fit each other, or the config asks for what is not known."""
-    coders = [_read(folder) for folder in folders]
+    coders = [read_coder(folder) for folder in folders]
     run_file = next((one for one in (path / "config.json", path.parent / "config.json") if one.is_file()), None)
     run = read_config(run_file) if run_file else {}
     if len({coder.size for coder in coders}) > 1:
         raise ValueError(f"{path}: its hook points are of different sizes; they are no one dictionary")
-    across = any(_n_targets(coder) > 1 or "W_decs.0" in coder.state for coder in coders)
+    across = any(n_targets(coder) > 1 or "W_decs.0" in coder.state for coder in coders)
     if across and _missing_layers(folders, run):
         raise FileNotFoundError(f"{path} lacks {short_list(_missing_layers(folders, run))}; was the download complete?")
     kind: Kind = "clt" if across else "plt" if coders[0].cfg.get("transcode", False) else "sae"
     n = len(coders)
-    reach = [max(1, _n_targets(coder)) if across else 1 for coder in coders]
+    reach = [max(1, n_targets(coder)) if across else 1 for coder in coders]
     pairs = [(s, t) for s in range(n) for t in range(s, min(n, s + reach[s]))]
     names = [f"L{_layer(folder.name)}" if n > 1 else "" for folder in folders]
     groups = tuple(_group(names[s], s, [t for a, t in pairs if a == s], coders, facts) for s in range(n))
@@ -99,41 +71,6 @@ def load(path: Path, folders: list[Path], facts: dict[str, Any]) -> Dictionary:
         skip=_skips(coders, pairs), normalize={i: a for i, (a, _) in enumerate(norms) if a is not None},
         denormalize={i: b for i, (_, b) in enumerate(norms) if b is not None},
     )  # fmt: skip
-
-
-def _read(folder: Path) -> Coder:
-    if not (folder / "cfg.json").is_file():
-        raise FileNotFoundError(f"{folder} lacks cfg.json, which says its k and activation")
-    coder = Coder(folder, read_config(folder / "cfg.json"), read_state_dict(folder / WEIGHTS))
-    need(coder.file, coder.state, ("encoder.weight", "encoder.bias"))
-    check_floating(coder.file, coder.state, coder.state)
-    if coder.state["encoder.weight"].ndim != 2:
-        shape = tuple(coder.state["encoder.weight"].shape)
-        raise ValueError(f"{coder.file}: encoder.weight is {shape}; expected [features, d]")
-    for name in ("secondary_target_tied", "topk_coalesced"):
-        if coder.says(name):
-            raise ValueError(f"{folder / 'cfg.json'} says {name}, which cannot be read: no checkpoint of it is known")
-    features, width = coder.size
-    shapes: dict[str, tuple[int, ...]] = {"encoder.bias": (features,), "in_norm": (1,), "out_norm": (1,)}
-    by_start = {"W_dec": (features, width), "b_dec": (width,), "W_skip": (width, width), "post_enc": (features,)}
-    for name in coder.state:
-        start = re.sub(r"s?(\.\d+)?$", "", name)
-        if start in (*by_start, "post_enc_scale"):
-            shapes[name] = by_start.get(start, (features,))
-    check_shapes(coder.file, coder.state, shapes)
-    for name, size in (("d_in", width), ("num_latents", features)):
-        if coder.cfg.get(name) not in (None, 0, size):
-            raise ValueError(f"{folder / 'cfg.json'} says {name} = {coder.cfg[name]}, but in the weights it is {size}")
-    return coder
-
-
-def _n_targets(coder: Coder) -> int:
-    value = coder.cfg.get("n_targets", 0) or 0
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(
-            f"{coder.folder / 'cfg.json'} says n_targets = {value!r}; expected how many layers it writes to"
-        )
-    return value
 
 
 def _missing_layers(folders: list[Path], run: dict[str, Any]) -> list[str]:
@@ -194,7 +131,7 @@ def _share(coders: list[Coder], source: int, target: int) -> float:
     """What is left of what `source` adds to a later layer where the producer divides it by how many layers do."""
     if source == target or not coders[target].says("divide_cross_layer"):
         return 1.0
-    others = sum(s + max(1, _n_targets(coders[s])) > target for s in range(target))
+    others = sum(s + max(1, n_targets(coders[s])) > target for s in range(target))
     return 1 / max(1, others)
 
 
@@ -245,7 +182,9 @@ def _sites(
 ) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
     """A coder's folder is named after the module whose output it reconstructs; transcoders read that module's input."""
     names, read = run.get("hookpoints"), run.get("hookpoints_in")
-    given = dict(zip(names, read, strict=False)) if isinstance(names, list) and isinstance(read, list) else {}
+    given: dict[str, str | None] = {}
+    if isinstance(names, list) and isinstance(read, list):
+        given = {str(name): check_hook(one, "hookpoints_in") for name, one in zip(names, read, strict=False)}
     processing, width = facts.get("processing", "none"), coders[0].size[1]
 
     def site(path: str) -> Site:

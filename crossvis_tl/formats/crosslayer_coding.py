@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crossvis_tl.activation_fns import Activation, Identity, JumpReLU, ReLU, TopK
 from crossvis_tl.dictionary import Affine, Dictionary, Group, Post, Site
-from crossvis_tl.errors import short_list
+from crossvis_tl.errors import MissingFact, short_list
 from crossvis_tl.formats.activations import check_activation, check_k
 from crossvis_tl.formats.files import (
     check_floating,
@@ -33,7 +33,7 @@ from crossvis_tl.formats.files import (
 from crossvis_tl.formats.layers import HOOK_FACTS, check_shapes, need
 from crossvis_tl.normalizers import scaling
 
-FACTS = {"processing", "activation", "k"} | HOOK_FACTS
+FACTS = {"processing", "activation", "k", "normalization_method"} | HOOK_FACTS
 NAME = "a crosslayer-coding transcoder"
 CHECKPOINT = re.compile(r"(?:clt_)?checkpoint_(\d+|latest)\.safetensors|clt\.safetensors|model\.safetensors")
 STEP = re.compile(r"(\d+)")
@@ -86,15 +86,16 @@ def load(path: Path, files: list[Path], facts: dict[str, Any]) -> Dictionary:
     """ValueError when tensors are missing, do not fit each other or the config, or a fact that encoding needs is not
     there."""
     file = files[0]
-    cfg = _config(file)
+    cfg = _config(file) | {name: facts[name] for name in ("normalization_method",) if name in facts}
     state = _joined([_read(one) for one in files])
     n_layers, features, width = (_size(file, cfg, name) for name in SIZES)
+    held = sum(re.fullmatch(r"encoders\.\d+\.weight", name) is not None for name in state)
+    if held != n_layers:
+        raise ValueError(f"{file} holds {held} encoders, but its config says num_layers = {n_layers}")
     shapes = {f"encoders.{i}.weight": (features, width) for i in range(n_layers)}
     shapes |= {f"encoders.{i}.bias_param": (features,) for i in range(n_layers)}
-    need(file, state, list(shapes)[:n_layers])
-    extra = sorted(n for n in state if re.fullmatch(r"encoders\.\d+\.weight", n) and n not in shapes)
-    if extra:
-        raise ValueError(f"{file} holds {extra[0]}, but its config says num_layers = {n_layers}")
+    need(file, state, list(shapes))
+    _check_said(file, cfg, state, n_layers)
     check_floating(file, state, state)
     check_shapes(file, state, shapes | {"log_threshold": (n_layers, features)})
     tying = str(cfg.get("decoder_tying", "none"))
@@ -102,10 +103,9 @@ def load(path: Path, files: list[Path], facts: dict[str, Any]) -> Dictionary:
     post = {t: _post(file, state, t, features) for t in range(n_layers)}
     kind = check_activation(file, facts.get("activation", cfg.get("activation_fn")), KINDS)
     activations, joint = _activations(file, state, cfg, facts, kind, n_layers, features)
-    zero = torch.zeros(features)
     groups = tuple(
         Group(
-            f"L{i}", {i: state[f"encoders.{i}.weight"].T}, state.get(f"encoders.{i}.bias_param", zero), activations[i],
+            f"L{i}", {i: state[f"encoders.{i}.weight"].T}, state[f"encoders.{i}.bias_param"], activations[i],
             {t: weights[i, t] for t in range(i, n_layers)},
             post={t: one for t in range(i, n_layers) if (one := post[t]) is not None},
         )
@@ -118,6 +118,22 @@ def load(path: Path, files: list[Path], facts: dict[str, Any]) -> Dictionary:
         format="crosslayer-coding (F7)", model_names=(cfg.get("model_name"),), facts={"decoder_tying": tying},
         skip=_skip(file, state, n_layers, width), normalize=read, denormalize=written, joint=joint,
     )  # fmt: skip
+
+
+def _check_said(file: Path, cfg: dict[str, Any], state: dict[str, Tensor], n_layers: int) -> None:
+    """ValueError where the config speaks of tensors that are not there."""
+    for option, name in (("enable_feature_offset", "feature_offset"), ("enable_feature_scale", "feature_scale")):
+        held = [t for t in range(n_layers) if f"{name}.{t}" in state]
+        if len(held) != n_layers and (held or cfg.get(option)):
+            lacking = next(t for t in range(n_layers) if t not in held)
+            raise ValueError(f"{file} lacks the tensor {name}.{lacking}, which its config ({option}) says it has")
+    skips = {name.removeprefix("skip_weights.") for name in state if name.startswith("skip_weights.")}
+    untied = str(cfg.get("decoder_tying", "none")) == "none" and not any(one.isdecimal() for one in skips)
+    pairs = {f"{s}->{t}" for s in range(n_layers) for t in range(s, n_layers)}
+    expected = pairs if untied else {str(t) for t in range(n_layers)}
+    if (cfg.get("skip_connection") or skips) and skips != expected:
+        lacking = short_list(sorted(expected ^ skips))
+        raise ValueError(f"{file}: its skip_weights do not fit its config's skip_connection (see {lacking})")
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -165,13 +181,13 @@ def _decoders(
     pairs = [(s, t) for s in range(n_layers) for t in range(s, n_layers)]
     name = {"none": "{s}->{t}", "per_source": "{s}", "per_target": "{t}"}[tying]
     names = {(s, t): "decoders." + name.format(s=s, t=t) for s, t in pairs}
-    need(file, state, sorted({f"{one}.weight" for one in names.values()}))
+    need(file, state, sorted({f"{one}.{part}" for one in names.values() for part in ("weight", "bias_param")}))
     check_shapes(file, state, {f"{one}.weight": (width, features) for one in names.values()})
     check_shapes(file, state, {f"{one}.bias_param": (width,) for one in names.values()})
     b_dec = []
     for t in range(n_layers):
         sources = [t] if tying == "per_target" else range(t + 1)
-        biases = [state.get(f"{names[s, t]}.bias_param", torch.zeros(width)).float() for s in sources]
+        biases = [state[f"{names[s, t]}.bias_param"].float() for s in sources]
         b_dec.append(torch.stack(biases).sum(0))
     return {pair: state[f"{one}.weight"].T for pair, one in names.items()}, tuple(b_dec)
 
@@ -220,13 +236,17 @@ def _activations(
 
 
 def _norms(file: Path, cfg: dict[str, Any], part: str, n_layers: int, width: int) -> dict[int, Affine]:
-    method = str(cfg.get("normalization_method", "none"))
+    places = [folder / "norm_stats.json" for folder in (file.parent, file.parent.parent)]
+    stats = next((one for one in places if one.is_file()), None)
+    said = cfg.get("normalization_method", None if stats is None else "mean_std")
+    if said is None:
+        text = f"the config of {file} does not say normalization_method; pass 'none', 'mean_std' or 'sqrt_d_model'"
+        raise MissingFact("normalization_method", text, "none")
+    method = str(said)
     if method == "none":
         return {}
     if method == "sqrt_d_model":
         return dict.fromkeys(range(n_layers), scaling(width**0.5))
-    places = [folder / "norm_stats.json" for folder in (file.parent, file.parent.parent)]
-    stats = next((one for one in places if one.is_file()), None)
     if stats is None:
         raise FileNotFoundError(
             f"{file.parent} lacks norm_stats.json, with which its config says inputs are normalised ({method})"

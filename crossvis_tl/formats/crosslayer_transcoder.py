@@ -39,7 +39,9 @@ def load(path: Path, file: Path, facts: dict[str, Any]) -> Dictionary:
     cfg = read_config(config) if config.is_file() else {}
     state = {name.removeprefix("model."): tensor for name, tensor in read_state_dict(file).items()}
     need(file, state, ("encoder.W", "encoder.b", "decoder.b"))
-    check_floating(file, state, [name for name in state if name.startswith(("encoder", "decoder", *STANDARDIZERS))])
+    check_floating(
+        file, state, [name for name in state if name.startswith(("encoder", "decoder", "nonlinearity", *STANDARDIZERS))]
+    )
     if state["encoder.W"].ndim != 3:
         raise ValueError(
             f"{file}: encoder.W is {tuple(state['encoder.W'].shape)}; expected [layers, d_model, features]"
@@ -117,5 +119,5 @@ def _said(cfg: dict[str, Any]) -> tuple[str, Any]:
     try:
         part = cfg["model"]["init_args"]["nonlinearity"]
         return str(part["class_path"]).rsplit(".", 1)[-1], (part.get("init_args") or {}).get("k")
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return "", None

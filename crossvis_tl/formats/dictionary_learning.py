@@ -53,7 +53,7 @@ def load(_path: Path, file: Path, facts: dict[str, Any]) -> Dictionary:
     state = read_state_dict(file, may_be_nan=NORMALIZER)
     state = {re.sub(r"^(_orig_mod\.|module\.)+", "", name): tensor for name, tensor in state.items()}
     need(file, state, TENSORS)
-    check_floating(file, state, TENSORS)
+    check_floating(file, state, (*TENSORS, *NORMALIZER, "threshold", "target_rms"))
     if state["encoder.weight"].ndim != 3:
         shape = tuple(state["encoder.weight"].shape)
         raise ValueError(f"{file}: encoder.weight is {shape}; a crosscoder's is [sources, d_model, features]")
@@ -61,6 +61,7 @@ def load(_path: Path, file: Path, facts: dict[str, Any]) -> Dictionary:
     expected = {"encoder.bias": (features,), "decoder.weight": (n_sources, features, width)}
     check_shapes(file, state, expected | {name: (n_sources, width) for name in ("decoder.bias", *NORMALIZER)})
     trainer = _trainer(file, {"activation_dim": width, "dict_size": features, "num_layers": n_sources})
+    _check_said(file, trainer, state)
     norms = _normalizer(file, state, n_sources)
     code = _code_norm(file, state)
     activation, post = _activation(file, state, code, n_sources)
@@ -93,6 +94,18 @@ def _trainer(file: Path, sizes: dict[str, int]) -> dict[str, Any]:
     return said
 
 
+def _check_said(file: Path, trainer: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """ValueError where the config speaks of something that the weights do not hold."""
+    if ("BatchTopK" in str(trainer.get("dict_class")) or trainer.get("k") is not None) and "threshold" not in state:
+        raise ValueError(f"{file} lacks threshold, without which the BatchTopK of its config cannot be told")
+    number = int(state["code_normalization_id"]) if "code_normalization_id" in state else 1
+    said = str(trainer.get("code_normalization") or CODE_NORMS.get(number)).upper()
+    if said != CODE_NORMS.get(number, said):
+        raise ValueError(f"{file}: its config says code_normalization = {said}, but the weights {CODE_NORMS[number]}")
+    if (NORMALIZER[0] in state) != (NORMALIZER[1] in state):
+        raise ValueError(f"{file} holds one of {NORMALIZER[0]} and {NORMALIZER[1]}, and not the other; it is damaged")
+
+
 def _normalizer(file: Path, state: dict[str, Tensor], n_sources: int) -> dict[int, Affine]:
     """By source; none where the file has no normaliser."""
     mean, std = (state.get(name) for name in NORMALIZER)
@@ -103,7 +116,9 @@ def _normalizer(file: Path, state: dict[str, Tensor], n_sources: int) -> dict[in
             f"{file} is DECOUPLED and has a normaliser, with which its producer's code normalises inputs twice on one "
             "way and once on the other: its numbers cannot be told"
         )
-    target = state.get("target_rms", torch.ones(()))
+    target = state.get("target_rms")
+    if target is None or target.numel() != 1:
+        raise ValueError(f"{file} has a normaliser, but lacks the number target_rms that it normalises to")
     # target_rms / sqrt(sum std^2 + 1e-8): relative variances of the dimensions are kept
     scale = target.float().flatten() / (std.float().pow(2).sum(-1) + 1e-8).sqrt()
     if not bool(torch.isfinite(mean).all() and torch.isfinite(scale).all() and (scale > 0).all()):
@@ -128,7 +143,7 @@ def _activation(
     if not decoupled:
         return JumpReLU(threshold.float().flatten() / code, relu=True), {}
     norms = state["decoder.weight"].float().norm(dim=-1)
-    gates = threshold.float()[:, None] / norms.clamp_min(1e-12)
+    gates = threshold.float().reshape(-1, 1) / norms.clamp_min(1e-12)
     return JumpReLU(gates.amin(0), relu=True), {s: Post(gate=gates[s]) for s in range(n_sources)}
 
 
@@ -140,6 +155,8 @@ def _is_decoupled(state: dict[str, Tensor]) -> bool:
 def _code_norm(file: Path, state: dict[str, Tensor]) -> Tensor:
     """[F], by the decoders as they are stored."""
     stored = state.get("code_normalization_id")
+    if stored is not None and stored.numel() != 1:
+        raise ValueError(f"{file}: code_normalization_id is {tuple(stored.shape)}; expected one number")
     number = 1 if stored is None else int(stored)
     if number not in CODE_NORMS:
         raise ValueError(f"{file}: code_normalization_id = {number}; known are {short_list(CODE_NORMS)}")

@@ -117,7 +117,10 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
         # files of before torch 1.6 are no zip and cannot be mapped
-        mapped = _is_mapped(path) and zipfile.is_zipfile(path)
+        zipped = zipfile.is_zipfile(path)
+        mapped = _is_mapped(path) and zipped
+        if zipped:
+            _check_sums(path, whole=not mapped)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         content = _read_trusted(path, error)
@@ -128,6 +131,17 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors; is it a dictionary's file?")
     return content
+
+
+def _check_sums(path: Path, whole: bool) -> None:
+    """zipfile.BadZipFile when the file is damaged, which torch would not see: of large files, the part that says what
+    is where."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if whole or info.filename.endswith("/data.pkl"):
+                with archive.open(info) as part:
+                    while part.read(2**20):
+                        pass
 
 
 def _read_trusted(path: Path, error: Exception) -> Any:

@@ -32,6 +32,7 @@ from crossvis_tl.formats.layers import stored_sites
 from crossvis_tl.normalizers import scaling
 
 NAME = "a flat crosscoder"
+KINDS = ("relu", "topk", "batchtopk")
 KEYS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 FACTS = {"input_scale", "hook_point", "hook_name", "processing", "activation", "k"}
 SCALE_HELP = (
@@ -69,6 +70,8 @@ def load(_path: Path, found: tuple[Path, Path | None], facts: dict[str, Any]) ->
     for name, size in (("d_in", width), ("activation_dim", width), ("dict_size", state["b_enc"].shape[0])):
         if cfg.get(name, size) != size:
             raise ValueError(f"{config} says {name} = {cfg[name]}, but in {weights} it is {size}")
+    if wrapped and "batch_topk" not in cfg and "activation" not in facts:
+        check_activation(config or weights, None, KINDS, "activation='relu', or activation='batchtopk' and k=...")
     activation = _activation(config or weights, cfg, facts, state["b_enc"].shape[0])
     unscaled = "activation_dim" in cfg and "k" in cfg and not wrapped
     if unscaled:
@@ -89,6 +92,8 @@ def load(_path: Path, found: tuple[Path, Path | None], facts: dict[str, Any]) ->
     stored = stored_sites(cfg, "sources", facts, width)
     if len(stored) == n_sources and not {"hook_point", "hook_name"} & set(facts):
         sites = tuple(replace(site, scale=one.scale) for site, one in zip(stored, sites, strict=True))
+    if "dec_mask" not in state and any(cfg.get(name) for name in ("n_a", "n_b")):
+        raise ValueError(f"{weights} lacks dec_mask, which says what features of one model alone write to the other")
     group = Group(
         name="",
         W_enc={s: state["W_enc"][s] for s in range(n_sources)},
@@ -113,11 +118,11 @@ def load(_path: Path, found: tuple[Path, Path | None], facts: dict[str, Any]) ->
 def _activation(where: Path, cfg: dict[str, Any], facts: dict[str, Any], features: int) -> Activation:
     """F1b's config has `batch_topk`; F1c's names the width `activation_dim` and has k; the other flat ones' do not."""
     kind, k = "relu", facts.get("k")
-    if cfg.get("batch_topk"):
+    if cfg.get("batch_topk") is not None and cfg["batch_topk"] is not False:
         kind, k = "batchtopk", facts.get("k", cfg["batch_topk"])
     elif "activation_dim" in cfg and "k" in cfg:
         kind, k = "topk", facts.get("k", cfg["k"])
-    kind = check_activation(where, facts.get("activation", kind), ("relu", "topk", "batchtopk"))
+    kind = check_activation(where, facts.get("activation", kind), KINDS)
     if kind == "relu":
         if "k" in facts:
             raise ValueError(f"k={facts['k']!r} says nothing about ReLU; pass activation='topk' too, if it is that")
@@ -131,6 +136,8 @@ def _masked(path: Path, state: dict[str, Tensor], source: int) -> Tensor:
         return W_dec
     if tuple(mask.shape) != tuple(state["W_dec"].shape[:2]):
         raise ValueError(f"{path}: dec_mask is {tuple(mask.shape)}; expected {tuple(state['W_dec'].shape[:2])}")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"{path}: dec_mask holds other numbers than 0 and 1; it is damaged")
     return W_dec * mask[:, source, None].to(W_dec)
 
 

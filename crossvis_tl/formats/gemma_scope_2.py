@@ -19,7 +19,7 @@ from crossvis_tl.activation_fns import JumpReLU
 from crossvis_tl.dictionary import Dictionary, Group, Kind, Site
 from crossvis_tl.errors import MissingFact, short_list, whole_numbers
 from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
-from crossvis_tl.formats.layers import check_shapes, need
+from crossvis_tl.formats.layers import all_or_none, check_shapes, need
 from crossvis_tl.weights import is_large
 
 FACTS = {"processing", "layers"}
@@ -59,6 +59,9 @@ def load(path: Path, files: list[Path], facts: dict[str, Any]) -> Dictionary:
         raise ValueError(f"{path / 'config.json'} says width = {cfg['width']}, but there are {total} features")
     names = [f"L{layer}" if len(files) > 1 else "" for layer in layers]
     groups = tuple(_group(name, place, state) for place, (name, state) in enumerate(zip(names, states, strict=True)))
+    all_or_none(path, states, "affine_skip_connection")
+    if cfg.get("affine_connection") is True and "affine_skip_connection" not in states[0]:
+        raise ValueError(f"{path} lacks affine_skip_connection, which its config says it has")
     skip = {(i, i): s["affine_skip_connection"] for i, s in enumerate(states) if "affine_skip_connection" in s}
     processing = facts.get("processing", "none")
 

@@ -21,6 +21,16 @@ def check_shapes(path: Path, state: Mapping[str, Tensor | None], expected: Mappi
             raise ValueError(f"{path}: {name} is {tuple(tensor.shape)}; expected {shape}")
 
 
+def all_or_none(path: Path, states: Sequence[Mapping[str, Tensor]], name: str) -> None:
+    """ValueError when some of the layers hold a tensor that others lack."""
+    lacking = [i for i, state in enumerate(states) if name not in state]
+    if lacking and len(lacking) < len(states):
+        raise ValueError(
+            f"{path}: {name} is missing in part {lacking[0]} of {len(states)} and there in others; the files are "
+            "damaged or of different dictionaries"
+        )
+
+
 def need(path: Path, state: Mapping[str, Tensor], names: Sequence[str]) -> None:
     """ValueError naming the first tensor that is not there."""
     for name in names:

@@ -20,6 +20,7 @@ from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.errors import MissingFact, short_list
 from crossvis_tl.formats.activations import check_k
 from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict
+from crossvis_tl.formats.layers import check_shapes
 from crossvis_tl.normalizers import scaling
 
 FACTS = {"processing", "hook_point", "hook_point_out", "activation", "k", "input_scale"}
@@ -70,7 +71,8 @@ def load(_path: Path, found: tuple[Path, dict[str, Tensor], Layout], facts: dict
     absent = [name for name in (layout.b_enc, layout.b_dec) if name not in state]
     if absent:
         raise ValueError(f"{file} lacks the tensor {absent[0]}")
-    check_floating(file, state, (layout.W_enc, layout.W_dec, layout.b_enc, layout.b_dec))
+    check_floating(file, state, [name for name in state if name != "is_folded"])
+    check_shapes(file, state, {"is_folded": ()})
     W_enc, W_dec, b_dec = _in_one_order(file, state, layout)
     n_sources, width, features = W_enc.shape
     n_targets = W_dec.shape[0]
@@ -96,6 +98,8 @@ def load(_path: Path, found: tuple[Path, dict[str, Tensor], Layout], facts: dict
 def _in_one_order(file: Path, state: dict[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     """-> W_enc [S, d, F], W_dec [T, F, d], b_dec [T, d]."""
     W_enc, W_dec = state[layout.W_enc], state[layout.W_dec]
+    if min(W_enc.ndim, W_dec.ndim, state[layout.b_dec].ndim + 1) < 2:
+        raise ValueError(f"{file}: {layout.W_enc}, {layout.W_dec} or {layout.b_dec} has too few axes; it is damaged")
     features = state[layout.b_enc].numel()
     if layout.W_dec == "W_dec_LDI":
         W_enc = W_enc.transpose(-1, -2)
@@ -199,7 +203,10 @@ def _sites(
 ) -> tuple[tuple[Site, ...], tuple[str | None, ...]]:
     """Sites, and the models' names. Hookpoints vary faster than models."""
     experiment = _config(file, "experiment_config.yaml")
-    llms = experiment.get("data", {}).get("activations_harvester", {}).get("llms", [])
+    inner: Any = experiment
+    for name in ("data", "activations_harvester", "llms"):
+        inner = inner.get(name) if isinstance(inner, dict) else None
+    llms = inner if isinstance(inner, list) else []
     said = facts.get(fact, experiment.get("hookpoints") if fact == "hook_point" else None)
     hooks = said if isinstance(said, list | tuple) else [said]
     if fact == "hook_point_out" and hooks == [None]:

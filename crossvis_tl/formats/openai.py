@@ -1,6 +1,6 @@
 """F12: OpenAI's autoencoders (openai/transformer-debugger and openai/sparse_autoencoder), one `{layer}.pt` each.
 
-`pre_bias [n]`, `encoder.weight [F, n]`, `latent_bias [F]`, `decoder.weight [n, F]` (tied files have none, or
+`pre_bias [n]`, `encoder.weight [F, n]`, `latent_bias [F]`, `decoder.weight [n, F]` (tied files have
 `decoder.linear.weight [F, n]`), `activation` ("ReLU", "TopK", "Identity") and its `activation_state_dict`. Features are
 act((x - pre_bias) @ W.T + latent_bias); reconstructions get pre_bias back. openai/sparse_autoencoder normalises the
 input of its TopK files at each token and takes that back on the output; transformer-debugger's class does not, and the
@@ -52,10 +52,13 @@ def load(_path: Path, found: tuple[Path, dict[str, Tensor], dict[str, Any]], fac
     names = ("pre_bias", "latent_bias", "encoder.weight", "decoder.weight", "decoder.linear.weight")
     check_floating(file, state, names)
     width, features = state["pre_bias"].numel(), state["latent_bias"].numel()
+    if not {"decoder.weight", "decoder.linear.weight"} & set(state):
+        raise ValueError(f"{file} lacks the tensor decoder.weight, or decoder.linear.weight where it is tied")
+    check_shapes(file, state, {"pre_bias": (width,), "latent_bias": (features,)})
     shapes = {"encoder.weight": (features, width), "decoder.weight": (width, features)}
     check_shapes(file, state, shapes | {"decoder.linear.weight": (features, width)})
-    tied = state.get("decoder.linear.weight", state["encoder.weight"])
-    W_enc, W_dec = state["encoder.weight"].T, state["decoder.weight"].T if "decoder.weight" in state else tied
+    W_enc = state["encoder.weight"].T
+    W_dec = state["decoder.weight"].T if "decoder.weight" in state else state["decoder.linear.weight"]
     pre_bias = state["pre_bias"].float()
     b_enc = state["latent_bias"].float() - einsum(pre_bias, W_enc.float(), "n, n features -> features")
     activation = _activation(file, plain, features)

@@ -11,7 +11,8 @@ from typing import Any
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.encoders import from_sae_lens
 from crossvis_tl.errors import first_line, near_misses, short_list
-from crossvis_tl.formats.files import check_hook, read_config, read_state_dict
+from crossvis_tl.formats.activations import check_k
+from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict
 
 FACTS = {"processing", "hook_point"}
 NAME = "a sae_lens folder"
@@ -49,6 +50,12 @@ def load(_path: Path, folder: Path, facts: dict[str, Any]) -> Dictionary:
             raise ValueError(
                 f"{folder / 'cfg.json'} says {name} = {cfg[name]}, but in {WEIGHTS} it is {state[tensor].shape[axis]}"
             )
+    check_floating(folder / WEIGHTS, state, state)
+    if architecture == "topk":
+        check_k(folder / "cfg.json", cfg.get("k"), state["b_enc"].shape[0] if "b_enc" in state else 0)
+    for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
+        if not isinstance(cfg.get(name, True), bool):
+            raise ValueError(f"{folder / 'cfg.json'} says {name} = {cfg[name]!r}; expected true or false")
     try:
         sae = SAE.load_from_disk(folder, device="cpu")
     except LOAD_ERRORS as error:

@@ -20,9 +20,9 @@ from torch import Tensor
 from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU, TopK
 from crossvis_tl.dictionary import Dictionary, Group
 from crossvis_tl.errors import short_list
-from crossvis_tl.formats.activations import check_k
+from crossvis_tl.formats.activations import check_activation, check_k
 from crossvis_tl.formats.files import check_floating, check_tensors, read_config, read_state_dict
-from crossvis_tl.formats.layers import HOOK_FACTS, check_shapes, layer_sites, need
+from crossvis_tl.formats.layers import HOOK_FACTS, all_or_none, check_shapes, layer_sites, need
 from crossvis_tl.hub import referred
 
 FACTS = {"processing", "activation", "k"} | HOOK_FACTS
@@ -82,6 +82,15 @@ def load(path: Path, files: dict[int, Path], facts: dict[str, Any]) -> Dictionar
             f"{path} has layers {short_list(layers)}, with gaps between; was the download complete?"
         )
     states = [_read(file) for file in files.values()]
+    for name in ("W_skip", "threshold"):
+        all_or_none(path, states, name)
+    if gemma and "threshold" not in states[0]:
+        raise ValueError(
+            f"{path}: params.npz lacks threshold, of which Gemma Scope's JumpReLU has one for each feature"
+        )
+    if not cfg and "threshold" not in states[0]:
+        how = "activation='relu', or activation='topk' and k=... (its config.yaml would; was the download complete?)"
+        check_activation(path, facts.get("activation"), ACTIVATIONS, how)
     widths = {state["W_enc"].shape[1] for state in states}
     if len(widths) > 1:
         raise ValueError(f"{path}: the layers are of different widths, {short_list(sorted(widths))}")
@@ -135,7 +144,7 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        state = {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind == "f"}
+        state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     except Exception as error:  # numpy and zipfile each raise their own kinds for damaged files
         raise ValueError(f"{file} is no readable .npz file; was the download complete?") from error
     check_tensors(file, state)
