@@ -72,7 +72,7 @@ def load(_path: Path, found: tuple[Path, dict[str, Tensor], Layout], facts: dict
     if absent:
         raise ValueError(f"{file} lacks the tensor {absent[0]}")
     check_floating(file, state, [name for name in state if name != "is_folded"])
-    check_shapes(file, state, {"is_folded": ()})
+    check_shapes(file, state, {"is_folded": (), layout.b_enc: (state[layout.b_enc].numel(),)})
     W_enc, W_dec, b_dec = _in_one_order(file, state, layout)
     n_sources, width, features = W_enc.shape
     n_targets = W_dec.shape[0]
