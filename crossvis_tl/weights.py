@@ -17,7 +17,7 @@ LARGE = 2**24
 # A larger file is mapped into memory. It must not be written over while it is in use, so that small ones are read.
 MAPPED = 2**22
 # Features whose weights are held as float32 at a time, in numbers.
-CHUNK = 2**24
+CHUNK = 2**23
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ def take(weight: Weight, at: At, axis: int, what: str) -> Tensor:
     if is_large(weight) and not bool(torch.isfinite(part).all()):
         raise ValueError(f"{what} holds NaN or infinite values; the file is damaged")
     return part
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether it holds no NaN and no infinite value; looked through piece by piece, so that it takes no room."""
+    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(2**20))
 
 
 def is_large(weight: Weight) -> bool:

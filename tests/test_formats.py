@@ -106,7 +106,7 @@ DAMAGE = {
                               lambda p: (p / "config.yaml").write_text("activation: gelu\n"),
                               r"activation='gelu'; expected one of relu, jumprelu, topk"),
     "no k": ("f6_plt_topk", "checkpoint", lambda p: (p / "config.yaml").write_text("activation: topk\n"),
-             r"TopK needs k.*Pass k=\.\.\."),
+             r"does not say k, how many features fire.*pass k=\.\.\."),
     "a threshold against the config": ("f6_plt_jumprelu_skip", "checkpoint",
                                        lambda p: (p / "config.yaml").write_text("activation: relu\n"),
                                        r"activation 'relu', but the files hold thresholds"),
@@ -162,7 +162,10 @@ def change_pt(file: Path, **tensors: torch.Tensor) -> None:
     ("tensors", "text"),
     [
         ({"code_normalization_id": torch.tensor(9)}, r"code_normalization_id = 9; known are 1, 2, 3, 4, 5"),
-        ({"code_normalization_id": torch.tensor(5)}, r"is DECOUPLED and has a normaliser.*normalises inputs twice"),
+        (
+            {"code_normalization_id": torch.tensor(5)},
+            r"its config says code_normalization = CROSSCODER, but the weights DECOUPLED",
+        ),
         ({"threshold": torch.ones(2)}, r"threshold is \(2,\); expected 1 number"),
         ({"activation_std": torch.zeros(2, 16)}, None),
         ({"activation_mean": torch.full((2, 16), float("inf"))}, r"the normaliser's mean or deviation is not finite"),
@@ -277,7 +280,7 @@ def test_a_model_diffing_activation_that_is_not_named_is_asked_for(tmp_path):
     (folder / "model_cfg.yaml").unlink()
     with pytest.raises(ValueError, match=r"pass activation='relu', or activation='topk' and k="):
         load_dictionary(folder)
-    with pytest.raises(ValueError, match=r"TopK needs k"):
+    with pytest.raises(ValueError, match=r"does not say k"):
         load_dictionary(folder, activation="topk")
     inputs = [torch.randn(4, 16) for _ in range(2)]
     told = load_dictionary(folder, activation="topk", k=5)

@@ -385,6 +385,8 @@ def test_wrapped_files_are_of_huggingface_activations(tmp_path):
     assert load_dictionary(folder).sources[0].processing == "tl_default"
     state = torch.load(folder / "cc_weights.pt", weights_only=True)
     torch.save({"model_state_dict": state}, folder / "cc_weights.pt")
+    cfg["batch_topk"] = None
+    (folder / "cfg.json").write_text(json.dumps(cfg))
     assert load_dictionary(folder).sources[0].processing == "none"
     assert load_dictionary(folder, processing="tl_default").sources[0].processing == "tl_default"
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from crossvis_tl.errors import first_line, near_misses, short_list
 from crossvis_tl.processing import Processing
-from crossvis_tl.weights import MAPPED, is_large
+from crossvis_tl.weights import MAPPED, all_finite, is_large
 
 _TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
 
@@ -88,7 +88,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
             raise ValueError(f"{path}: tensor {name!r} is empty, {tuple(tensor.shape)}; there are no features in it")
-        if tensor.is_floating_point() and not is_large(tensor) and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not is_large(tensor) and not all_finite(tensor):
             raise ValueError(f"{path}: tensor {name!r} holds NaN or infinite values; the file is damaged")
 
 
