@@ -77,6 +77,11 @@ class Dictionary(Writing):
         """The dictionary as it is shown: activations are those that are comparable between features (see `Group`)."""
         return replace(self, groups=tuple(group.comparable() for group in self.groups))
 
+    def computing_in(self, dtype: torch.dtype) -> "Dictionary":
+        """The same dictionary, its products of weights and activations computed in another type than float32: faster
+        where the weights are stored so and the device has units for it, and no longer the producer's exact numbers."""
+        return replace(self, groups=tuple(replace(group, dtype=dtype) for group in self.groups))
+
     def unit(self, features: Int[Tensor, " selected"]) -> Float[Tensor, " selected"]:
         """By how much a shown activation of each feature is larger than the producer's own: 1 unless `comparable`."""
         parts = [torch.ones(group.n_features) if group.unit is None else group.unit for group in self.groups]

@@ -52,7 +52,8 @@ class Group:
     `W_enc`: by source index, [d_source, features]. `W_dec`: by target index, [features, d_target]; both in the
     producer's training units where the dictionary has normalisers. `post`: by target index, see `Post`. `code_norm`:
     the factor by which an activation is multiplied to be comparable between features, where the producer has one.
-    `in_units`: whether the activations given and taken are multiplied by it (`Dictionary.comparable`).
+    `in_units`: whether the activations given and taken are multiplied by it (`Dictionary.comparable`). `dtype`: what
+    the products of weights and activations are computed in; sums, biases and thresholds are float32.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Group:
     code_norm: Float[Tensor, " features"] | None = None
     in_units: bool = False
     post: Mapping[int, Post] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
     @property
     def n_features(self) -> int:
@@ -79,15 +81,14 @@ class Group:
 
     def encoder(self, source: int, at: At = None) -> Float[Tensor, "d_source selected"]:
         """Encoder columns, float32. ValueError when they turn out to be damaged."""
-        return take(self.W_enc[source], at, 1, f"W_enc of source {source}{self._where}")
+        return take(self.W_enc[source], at, 1, self._what("W_enc of source", source))
 
     def decoder(self, target: int, at: At = None) -> Float[Tensor, "selected d_target"]:
         """Decoder rows, float32. ValueError when they turn out to be damaged."""
-        return take(self.W_dec[target], at, 0, f"W_dec to target {target}{self._where}").to(self.b_enc.device)
+        return take(self.W_dec[target], at, 0, self._what("W_dec to target", target)).to(self.b_enc.device)
 
-    @property
-    def _where(self) -> str:
-        return f" of {self.name}" if self.name else ""
+    def _what(self, tensor: str, site: int) -> str:
+        return f"{tensor} {site}{' of ' if self.name else ''}{self.name}"
 
     def pre(
         self, inputs: Sequence[Float[Tensor, "*batch d_source"]], at: At = None
@@ -96,9 +97,9 @@ class Group:
         device = self.b_enc.device
         pre: Tensor = _part(self.b_enc, at).float()
         for source in self.W_enc:
-            x = inputs[source].to(device=device, dtype=torch.float32)
-            W_enc = self.encoder(source, at).to(device)
-            pre = pre + einsum(x, W_enc, "... d_source, d_source features -> ... features")
+            x = inputs[source].to(device=device, dtype=self.dtype)
+            W_enc = take(self.W_enc[source], at, 1, self._what("W_enc of source", source), self.dtype).to(device)
+            pre = pre + einsum(x, W_enc, "... d_source, d_source features -> ... features").float()
         return pre
 
     def to_units(self, acts: Float[Tensor, "*batch selected"], at: At = None) -> Float[Tensor, "*batch selected"]:
@@ -119,8 +120,9 @@ class Group:
         features, width = self.W_dec[target].shape
         written: Tensor | None = None
         for at in blocks(features, width):
-            W_dec = self.decoder(target, at)
-            part = einsum(self.decoded(acts[..., at], target, at), W_dec, "... f, f d_target -> ... d_target")
+            W_dec = take(self.W_dec[target], at, 0, self._what("W_dec to target", target), self.dtype)
+            values = self.decoded(acts[..., at], target, at).to(self.dtype)
+            part = einsum(values, W_dec.to(values.device), "... f, f d_target -> ... d_target").float()
             written = part if written is None else written + part
         if written is None:
             raise ValueError(f"{self.name or 'this group'} has no features")

@@ -69,8 +69,8 @@ Weight = Tensor | Shards
 At = Int[Tensor, " selected"] | slice | None
 
 
-def take(weight: Weight, at: At, axis: int, what: str) -> Tensor:
-    """Features `at` (None for all) along `axis`, float32.
+def take(weight: Weight, at: At, axis: int, what: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Features `at` (None for all) along `axis`, as `dtype`.
 
     ValueError when they hold NaN or infinite values, looked for in tensors too large to look through at once: `what`
     names the tensor.
@@ -83,7 +83,7 @@ def take(weight: Weight, at: At, axis: int, what: str) -> Tensor:
         part = weight[:, at] if axis == 1 else weight[at]
     else:
         part = weight.index_select(axis, at.to(weight.device))
-    part = part.float()
+    part = part.to(dtype)
     if is_large(weight) and not bool(torch.isfinite(part).all()):
         raise ValueError(f"{what} holds NaN or infinite values; the file is damaged")
     return part

@@ -157,6 +157,21 @@ def test_what_is_taken_away_for_logit_effects_is_the_contribution(name, tl_model
         torch.testing.assert_close(removed, want, atol=1e-5, rtol=1e-5)
 
 
+def test_half_precision_at_rest_and_in_arithmetic_when_asked():
+    """Stored bfloat16 stays that, and is computed with as float32; `computing_in` gives up digits, not the meaning."""
+    _meta, inputs, expected = read(GOLDEN[0].parent / "f6_clt_jumprelu_bf16")
+    dictionary = load_dictionary(GOLDEN[0].parent / "f6_clt_jumprelu_bf16/checkpoint")
+    group = dictionary.groups[0]
+    assert {weight.dtype for weight in (*group.W_enc.values(), *group.W_dec.values())} == {torch.bfloat16}
+    half = dictionary.computing_in(torch.bfloat16)
+    exact, rough = dictionary.groups[1].pre(inputs), half.groups[1].pre(inputs)
+    assert rough.dtype == torch.float32
+    assert 1e-4 < float((exact - rough).abs().max()) < 0.1
+    acts = expected_features(expected).float()
+    for one, other in zip(half.decode(acts), dictionary.decode(acts), strict=True):
+        torch.testing.assert_close(one, other, atol=0.1, rtol=0.05)
+
+
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
 def test_some_features_encoded_alone_are_the_same(folder):
     meta, inputs, expected = read(folder)
