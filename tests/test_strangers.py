@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -52,11 +53,21 @@ def test_a_damaged_checkpoint_is_refused_or_loads_as_it_was(folder, way, seed):
             got = dictionary.encode(inputs)
             again = dictionary.decode(got, inputs)
     if said:
-        assert any(part in said for part in (name, *meta["needs_from_user"])), f"{what}: {said}"
+        # it names the file, the fact that is asked for, or the field that was hit
+        assert any(part in said for part in (name, *meta["needs_from_user"], *re.findall(r"\w{4,}", what))), said
         return
     torch.testing.assert_close(got, acts, atol=1e-4, rtol=1e-4, msg=what)
     for one, other in zip(again, recons, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3, msg=what)
+
+
+def test_a_file_of_a_folder():
+    """One that is the whole dictionary beside its config loads; one of several says where the others are."""
+    file = FOLDER / "f9_clt_jumprelu_folded/checkpoint/checkpoint.safetensors"
+    assert load_dictionary(file).n_features == load_dictionary(file.parent).n_features
+    assert load_dictionary(FOLDER / "f2_l1_hf_legacy/checkpoint/model.safetensors").kind == "crosscoder"
+    with pytest.raises(ValueError, match=r"W_enc_1\.safetensors is one file of a circuit-tracer CLT; give its folder"):
+        load_dictionary(FOLDER / "f6_clt_relu/checkpoint/W_enc_1.safetensors")
 
 
 def test_absurd_sizes_do_not_fill_the_memory(tmp_path):

@@ -101,6 +101,12 @@ def recognised(path: Path) -> tuple[Any, Any]:
         if found is not None:
             return reader, found
     if path.is_file():
+        for reader in READERS:
+            found = reader.find(path.parent)
+            if found in (path, [path]):
+                return reader, found  # the folder is that file and its config
+            if found is not None:
+                raise ValueError(f"{path} is one file of {reader.NAME}; give its folder, {path.parent}")
         raise ValueError(f"{path} is no dictionary that can be read. Readable: {READABLE}")
     files = list(path.glob("*.pt"))
     if len(files) == 1:
