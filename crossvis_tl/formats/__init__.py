@@ -103,7 +103,7 @@ def recognised(path: Path) -> tuple[Any, Any]:
     if path.is_file():
         for reader in READERS:
             found = reader.find(path.parent)
-            if found in (path, [path]):
+            if found == path:
                 return reader, found  # the folder is that file and its config
             if found is not None:
                 raise ValueError(f"{path} is one file of {reader.NAME}; give its folder, {path.parent}")
