@@ -119,7 +119,12 @@ class TopK:
         if self.moments is not None:
             mean, std = (part[first : first + pre.shape[1]].to(pre) for part in self.moments)
         else:
-            std, mean = torch.std_mean(pre, dim=0, correction=int(len(pre) > 1))
+            if len(pre) == 1:
+                raise ValueError(
+                    f"{self.name} of z-scores needs the deviation over several tokens, and got one; encode it with "
+                    "others, or fix the ranking on tokens: crossvis_tl.calibrate(dictionary, models, tokens)"
+                )
+            std, mean = torch.std_mean(pre, dim=0, correction=int(len(pre) > 0))
         return (pre - mean) / (std + ZSCORE_EPS)
 
     def __call__(self, pre: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:

@@ -44,6 +44,10 @@ class Dictionary(Writing):
     joint: TopK | None = None
 
     @property
+    def skip_pairs(self) -> Sequence[tuple[int, int]]:
+        return tuple(self.skip)
+
+    @property
     def n_models(self) -> int:
         return 1 + max(site.model for site in (*self.sources, *self.targets))
 
@@ -147,7 +151,7 @@ class Dictionary(Writing):
         self, inputs: Sequence[Float[Tensor, "*batch d_source"]], features: Int[Tensor, " selected"]
     ) -> Float[Tensor, "*batch selected"]:
         """`encode(inputs)[..., features]` without encoding the other features where the activation allows it."""
-        self.check_features(features.tolist())
+        features = self.feature_indices(features)
         if self.joint is not None or any(group.activation.block == 0 for group in self.groups):
             return self.encode_sparse(inputs).of(features)
         inputs = self.normalised(inputs)
@@ -165,8 +169,7 @@ class Dictionary(Writing):
         `features`: what `encode` or `encode_sparse` gave. `inputs` (as `encode` takes them) are needed, and asked for,
         by dictionaries with a skip connection; others ignore them.
         """
-        if features.shape[-1] != self.n_features:
-            raise ValueError(f"decode takes [..., {self.n_features}] activations; got {tuple(features.shape)}")
+        self._check_decoded(tuple(features.shape), inputs)
         if (self.skip or self.undone) and inputs is None:
             what = "has a skip connection" if self.skip else "takes back the normalisation of every token"
             raise ValueError(

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,13 +106,14 @@ class SaeLensDictionary(Dictionary):
         return SparseActs(tokens, features, flat[tokens, features], tuple(acts.shape))
 
     def encode_features(self, inputs: Sequence[Tensor], features: Int[Tensor, " selected"]) -> Tensor:
-        self.check_features(features.tolist())
+        features = self.feature_indices(features)
         return self.encode(inputs)[..., features.to(self.device)]
 
     @torch.no_grad()
     def decode(self, features: Tensor | SparseActs, inputs: Sequence[Tensor] | None = None) -> list[Tensor]:
         sae = self._own()
         features = features.to_dense() if isinstance(features, SparseActs) else features
+        self._check_decoded(tuple(features.shape), inputs)
         if _scales_each_token(sae):
             if inputs is None:
                 raise ValueError(
@@ -135,6 +136,8 @@ class SaeLensDictionary(Dictionary):
     ) -> Float[Tensor, "*batch d_target"]:
         """What the SAE's own `decode` makes of the feature alone, less what it makes of none."""
         self.check_features([feature])
+        self._check_target(target)
+        acts = torch.as_tensor(acts)
         alone = torch.zeros(*acts.shape, self.n_features, device=self.device)
         without = self.decode(alone, inputs)[target]
         alone[..., feature] = acts.to(alone)
@@ -145,7 +148,8 @@ class SaeLensDictionary(Dictionary):
         sae = self._own()
         if torch.device(device).type == sae.device.type:
             return self
-        return from_sae_lens(copy.deepcopy(sae).to(device))
+        moved = from_sae_lens(copy.deepcopy(sae).to(device))
+        return replace(self, sae=moved.sae, groups=moved.groups, b_dec=moved.b_dec)
 
 
 def _scales_each_token(sae: "SAE") -> bool:

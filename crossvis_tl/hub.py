@@ -46,10 +46,15 @@ def located(path: str | Path, subfolder: str | None = None) -> Path:
     FileNotFoundError when it is neither, with near misses; ValueError for a revision of a local path and for a
     subfolder that leads out.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"path is {path!r}; expected a folder, a weight file or an id of the hub")
     inside = _checked_inside(subfolder) if subfolder else ""
-    text = str(path)
-    here = Path(path)
-    if here.exists():
+    text, here = str(path), Path(path)
+    try:
+        exists = here.exists()
+    except OSError as error:  # too long to be a name
+        raise FileNotFoundError(f"{text[:80]}... cannot be a path: {error.strerror}") from error
+    if exists:
         if _OPTIONS.get().revision is not None:
             raise ValueError(f"{path} lies here, and revision={_OPTIONS.get().revision!r} is for ids of the hub")
         return _existing(here / inside) if inside else here
@@ -80,6 +85,8 @@ def _existing(path: Path) -> Path:
 
 
 def _checked_inside(inside: str) -> str:
+    if not isinstance(inside, str):
+        raise ValueError(f"subfolder is {inside!r}; expected the name of a folder")
     parts = PurePosixPath(inside.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in inside:
         raise ValueError(f"{inside!r} leads out of its folder; give the name of something inside it")

@@ -52,6 +52,7 @@ class Numbered:
 
     def find(self, label: str) -> int:
         """Feature number from "120" or "L3F120". ValueError with near misses otherwise."""
+        label = str(label)
         if label.isdecimal():
             feature = int(label)
             self.check_features([feature])

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crossvis_tl.errors import whole_numbers
 from crossvis_tl.groups import Post
 from crossvis_tl.normalizers import Affine, TokenNorm
 from crossvis_tl.numbering import Numbered
@@ -44,12 +45,41 @@ class Writing(Numbered):
             got = "one tensor" if isinstance(inputs, Tensor) else f"{len(inputs)} tensors"
             raise ValueError(f"encode takes a list with one tensor per source, {len(self.sources)} here; got {got}")
         for s, (x, site) in enumerate(zip(inputs, self.sources, strict=True)):
+            if not isinstance(x, Tensor) or x.ndim == 0:
+                got = "a single number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+                raise ValueError(f"source {s} ({site.place}): expected a tensor [..., {site.width}]; got {got}")
             if x.shape[-1] != site.width:
                 raise ValueError(f"source {s} ({site.place}) is {site.width} wide; got a tensor {tuple(x.shape)}")
         shapes = {tuple(x.shape[:-1]) for x in inputs}
         if len(shapes) > 1:
             got = " and ".join(str(tuple(x.shape)) for x in inputs)
             raise ValueError(f"the sources must hold the same tokens; got tensors {got}")
+
+    def _check_decoded(self, shape: tuple[int, ...], inputs: Sequence[Tensor] | None) -> None:
+        """ValueError when activations of this shape are no activations of these inputs."""
+        if not shape or shape[-1] != self.n_features:
+            raise ValueError(f"decode takes [..., {self.n_features}] activations; got {shape}")
+        if inputs is None or not (self.skip_pairs or self.undone):
+            return
+        self._check_inputs(inputs)
+        if tuple(inputs[0].shape[:-1]) != shape[:-1]:
+            raise ValueError(f"activations {shape} are of other tokens than the inputs, {tuple(inputs[0].shape)}")
+
+    @property
+    def skip_pairs(self) -> Sequence[tuple[int, int]]:
+        """Source and target of each skip connection."""
+        return ()
+
+    def _check_target(self, target: int) -> None:
+        if not isinstance(target, int) or not 0 <= target < len(self.targets):
+            raise ValueError(f"target {target!r} is out of range: there are targets 0 to {len(self.targets) - 1}")
+
+    def feature_indices(self, features: Sequence[int] | Tensor) -> Int[Tensor, " selected"]:
+        """Feature numbers as a tensor. ValueError when they are no whole numbers or out of range."""
+        given = features.tolist() if isinstance(features, Tensor) else features
+        numbers = whole_numbers(given, "features", "feature numbers")  # type: ignore[arg-type]
+        self.check_features(numbers)
+        return torch.tensor(numbers, dtype=torch.long)
 
     def _by_group(self, features: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """-> group, which of `features` are its, and their index in it; groups without any are left out."""
@@ -73,7 +103,8 @@ class Writing(Numbered):
 
         `trained`: in the producer's training units, the decoder rows as they were stored.
         """
-        self.check_features(features.tolist())
+        features = self.feature_indices(features)
+        self._check_target(target)
         out = torch.zeros(len(features), self.targets[target].width, device=self.device)
         for g, here, index in self._by_group(features):
             group = self.groups[g]
@@ -124,6 +155,8 @@ class Writing(Numbered):
         `comparable`. `inputs`: of the same tokens, needed where each token's normalisation is taken back. ValueError
         for a feature out of range, and where reconstructions live in a normalised space: there is no such number then.
         """
+        self._check_target(target)
+        acts = torch.as_tensor(acts)
         if target in self.target_norm:
             raise ValueError(
                 f"{self.name} reconstructs {self.targets[target].place} after a normalisation of every token that is "

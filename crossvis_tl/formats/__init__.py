@@ -82,6 +82,8 @@ def load_dictionary(
     FileNotFoundError when nothing is there or a part is missing; ValueError when it is no dictionary that can be read,
     is damaged, or a fact that encoding needs is missing (the text names it). Nothing is guessed.
     """
+    # numbers of numpy and torch are numbers too
+    facts = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in facts.items()}
     _check_facts(facts)
     check_device(device)
     with hub_options(HubOptions(revision, cache_dir, offline)), trusting_pickles(trust_pickle):
@@ -89,7 +91,7 @@ def load_dictionary(
         reader, found = recognised(place)
         _check_use(facts, reader.FACTS, reader.NAME)
         name = place.parent.name if place.is_file() else place.name
-        if not Path(path).exists():
+        if place != Path(path) / (subfolder or ""):
             name = str(path).removeprefix("hf://")
         return replace(reader.load(place, found, facts), name=name).to(device)
 

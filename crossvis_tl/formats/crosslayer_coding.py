@@ -229,9 +229,12 @@ def _activations(
             "for all features; 'global' can be read"
         )
     k = facts.get("k", cfg.get("batchtopk_k" if kind == "batchtopk" else "topk_k"))
-    if isinstance(k, float) and 0 < k < 1:  # the producer's: a share of all features
-        k = max(1, int(k * features * n_layers))
-    joint = TopK(check_k(file, k, features * n_layers), relu=False, batch=kind == "batchtopk", zscore=True)
+    everything = features * n_layers
+    if kind == "topk" and isinstance(k, float) and 0 < k < 1:  # a share of all features, in the producer's float32
+        k = int(torch.ceil(torch.tensor(k * everything)))
+    if isinstance(k, int | float) and not isinstance(k, bool) and everything < k < float("inf"):
+        k = everything  # the producer keeps all then
+    joint = TopK(check_k(file, k, everything), relu=False, batch=kind == "batchtopk", zscore=True)
     return [Identity()] * n_layers, joint
 
 

@@ -87,7 +87,8 @@ def load(_path: Path, found: tuple[Path, dict[str, Tensor], Layout], facts: dict
     read, written = ({i: scaling(f) for i, f in enumerate(part) if unfolded and f != 1} for part in scales)
     folded = ([1.0] * n_sources, [1.0] * n_targets) if unfolded else scales
     sources, names = _sites(file, facts, "hook_point", folded[0], width)
-    targets = sources if n_targets == n_sources else _sites(file, facts, "hook_point_out", folded[1], width)[0]
+    alike = n_targets == n_sources and "hook_point_out" not in facts
+    targets = sources if alike else _sites(file, facts, "hook_point_out", folded[1], width)[0]
     return Dictionary(
         kind="crosscoder", sources=sources, targets=targets, groups=(group,),
         b_dec=tuple(b_dec), format="model_diffing crosscoder (F3)", model_names=names,
@@ -126,7 +127,7 @@ def _scales(
 ) -> tuple[list[float], list[float]]:
     """The factors of training, by source and target: 1 where the layout has none. ValueError where they are unknown."""
     given = facts.get("input_scale")
-    if layout.scales is None or (layout.skip in state and given is None):
+    if layout.scales is None or (layout.skip == "W_skip_DPD" and layout.skip in state and given is None):
         return [1.0] * n_sources, [1.0] * n_targets  # a skip connection keeps the producer from scaling
     if bool(state.get("is_folded", torch.tensor(False))):
         if given is not None:
@@ -169,15 +170,12 @@ def _activation(
     kind = said.lower().removesuffix("activation")
     if kind == "relu":
         return ReLU()
-    if kind == "topk":
+    if kind in ("topk", "batchtopk"):
         k = facts.get("k", options.get("k") if isinstance(options, dict) else None)
-        return TopK(check_k(file, k, features), relu=False)
-    raise MissingFact(
-        "activation",
-        f"{file}: the activation is {said!r}, which cannot be read; pass activation='relu', or activation='topk' and "
-        "k=..., if it is that",
-        "relu",
-    )
+        return TopK(check_k(file, k, features), relu=False, batch=kind == "batchtopk")
+    text = f"{file}: the activation is {said!r}, which cannot be read; pass activation='relu', or activation='topk' or "
+    text += "'batchtopk' and k=..., if it is that"
+    raise ValueError(text) if "activation" in facts else MissingFact("activation", text, "relu")
 
 
 def _skip(
@@ -186,6 +184,12 @@ def _skip(
     W_skip = state.get(layout.skip) if layout.skip else None
     if W_skip is None:
         return {}
+    if layout.skip == "W_skip_XdXd":  # of all sources side by side, to all targets
+        if tuple(W_skip.shape) != (n_sources * width, n_targets * width):
+            expected = (n_sources * width, n_targets * width)
+            raise ValueError(f"{file}: {layout.skip} is {tuple(W_skip.shape)}; expected {expected}")
+        parts = W_skip.reshape(n_sources, width, n_targets, width)
+        return {(s, t): parts[s, :, t] for s in range(n_sources) for t in range(n_targets)}
     if n_sources != 1 or tuple(W_skip.shape) != (width, n_targets, width):
         raise ValueError(
             f"{file}: {layout.skip} is {tuple(W_skip.shape)}; a skip connection is read from one source, as "
@@ -211,7 +215,7 @@ def _sites(
     hooks = said if isinstance(said, list | tuple) else [said]
     if fact == "hook_point_out" and hooks == [None]:
         hooks = [None] * len(scales)  # one source writes to several layers of its own model
-    if len(scales) % len(hooks):
+    if not hooks or len(scales) % len(hooks):
         raise ValueError(f"{file}: {len(scales)} sites and {short_list(hooks)} do not fit; give {fact} as a list")
     checked = [check_hook(hook, fact) for hook in hooks]
     sites = tuple(

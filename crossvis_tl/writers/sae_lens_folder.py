@@ -24,7 +24,7 @@ def check(dictionary: Dictionary) -> None:
     activation = dictionary.groups[0].activation
     ranked = top_k(activation)
     if ranked is not None:
-        if not ranked.relu or dictionary.sources != dictionary.targets:
+        if not ranked.relu or dictionary.skip or dictionary.sources != dictionary.targets:
             raise ValueError(f"{name} cannot be written as {LAYOUT}: sae_lens has TopK for SAEs alone, with ReLU")
         return
     threshold = above(activation)
