@@ -128,7 +128,7 @@ DAMAGE = {
                             lambda p: change(p / "checkpoint.safetensors", **{"input_standardizer.std": None}),
                             r"holds one of input_standardizer\.mean and input_standardizer\.std"),
     "no nonlinearity": ("f9_clt_topk", "checkpoint", lambda p: (p / "config.yaml").unlink(),
-                        r"pass activation='relu', or activation='topk' and k="),
+                        r"pass activation='relu', or activation='topk' or 'batchtopk' and k="),
     "a missing decoder": ("f9_clt_topk", "checkpoint",
                           lambda p: change(p / "checkpoint.safetensors", **{"decoder.W_2": None}),
                           r"lacks the tensor decoder\.W_2"),
@@ -278,7 +278,7 @@ def test_a_model_diffing_activation_that_is_not_named_is_asked_for(tmp_path):
     folder = copied(tmp_path, "f3b_topk_folded")
     whole = load_dictionary(folder)
     (folder / "model_cfg.yaml").unlink()
-    with pytest.raises(ValueError, match=r"pass activation='relu', or activation='topk' and k="):
+    with pytest.raises(ValueError, match=r"pass activation='relu', or activation='topk' or 'batchtopk' and k="):
         load_dictionary(folder)
     with pytest.raises(ValueError, match=r"does not say k"):
         load_dictionary(folder, activation="topk")

@@ -66,7 +66,9 @@ def test_a_file_of_a_folder():
     file = FOLDER / "f9_clt_jumprelu_folded/checkpoint/checkpoint.safetensors"
     assert load_dictionary(file).n_features == load_dictionary(file.parent).n_features
     assert load_dictionary(FOLDER / "f2_l1_hf_legacy/checkpoint/model.safetensors").kind == "crosscoder"
-    with pytest.raises(ValueError, match=r"W_enc_1\.safetensors is one file of a circuit-tracer CLT; give its folder"):
+    with pytest.raises(
+        ValueError, match=r"is no dictionary by itself, but lies in the folder of a circuit-tracer CLT; give "
+    ):
         load_dictionary(FOLDER / "f6_clt_relu/checkpoint/W_enc_1.safetensors")
 
 

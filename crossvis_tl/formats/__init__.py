@@ -108,7 +108,9 @@ def recognised(path: Path) -> tuple[Any, Any]:
             if found == path:
                 return reader, found  # the folder is that file and its config
             if found is not None:
-                raise ValueError(f"{path} is one file of {reader.NAME}; give its folder, {path.parent}")
+                raise ValueError(
+                    f"{path} is no dictionary by itself, but lies in the folder of {reader.NAME}; give {path.parent}"
+                )
         raise ValueError(f"{path} is no dictionary that can be read. Readable: {READABLE}")
     files = list(path.glob("*.pt"))
     if len(files) == 1:
