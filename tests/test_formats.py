@@ -128,7 +128,7 @@ DAMAGE = {
                             lambda p: change(p / "checkpoint.safetensors", **{"input_standardizer.std": None}),
                             r"holds one of input_standardizer\.mean and input_standardizer\.std"),
     "no nonlinearity": ("f9_clt_topk", "checkpoint", lambda p: (p / "config.yaml").unlink(),
-                        r"pass activation='relu', or activation='topk' or 'batchtopk' and k="),
+                        r"pass activation='relu', or activation='topk' and k="),
     "a missing decoder": ("f9_clt_topk", "checkpoint",
                           lambda p: change(p / "checkpoint.safetensors", **{"decoder.W_2": None}),
                           r"lacks the tensor decoder\.W_2"),
