@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crossvis_tl.weights import pick
+
 # Producers' own, in the z-score of pre-activations (curt-tigges/crosslayer-coding, `activations.py`).
 ZSCORE_EPS = 1e-6
 
@@ -73,8 +75,7 @@ class JumpReLU:
         return pre * keep
 
     def select(self, features: Int[Tensor, " selected"] | slice) -> "JumpReLU":
-        at = features if isinstance(features, slice) else features.to(self.threshold.device)
-        return JumpReLU(self.threshold[at], self.strict, self.relu, self.name)
+        return JumpReLU(pick(self.threshold, features), self.strict, self.relu, self.name)
 
     def to(self, device: str | torch.device) -> "JumpReLU":
         return JumpReLU(self.threshold.to(device), self.strict, self.relu, self.name)

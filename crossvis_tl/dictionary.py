@@ -5,7 +5,7 @@ that share an encoder: a crosscoder is one group over all sources; a CLT has a g
 layer and writes to it and all later ones. Features are numbered across groups, so a CLT's run layer by layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,21 +31,15 @@ MOVED_DECODERS = 8 * 2**30
 class Dictionary(Writing):
     """A trained dictionary. Make one with `crossvis_tl.load_dictionary`.
 
-    Beside what `Writing` and `Numbered` hold: `b_dec`, one [d_target] for each target. `skip`: by (source, target),
-    [d_source, d_target]: what of a normalised input goes straight to an output. `joint`: ranks the features of all
-    groups against each other. `facts`: what the files or the caller said beyond the weights, for people.
+    Beside what `Writing` and `Numbered` hold: `b_dec`, one [d_target] for each target. `joint`: ranks the features of
+    all groups against each other. `facts`: what the files or the caller said beyond the weights, for people.
     """
 
     b_dec: tuple[Float[Tensor, " d_target"], ...] = ()
     format: str = ""
     model_names: tuple[str | None, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
-    skip: Mapping[tuple[int, int], Float[Tensor, "d_source d_target"]] = field(default_factory=dict)
     joint: TopK | None = None
-
-    @property
-    def skip_pairs(self) -> Sequence[tuple[int, int]]:
-        return tuple(self.skip)
 
     @property
     def n_models(self) -> int:

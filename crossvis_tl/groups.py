@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crossvis_tl.activation_fns import Activation
-from crossvis_tl.weights import At, Weight, blocks, take
+from crossvis_tl.weights import At, Weight, blocks, pick, take
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,8 @@ class Post:
     gate: Float[Tensor, " features"] | None = None
 
     def select(self, at: At) -> "Post":
-        def part(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None or at is None:
-                return tensor
-            return tensor[at if isinstance(at, slice) else at.to(tensor.device)]
-
-        return Post(part(self.offset), part(self.scale), part(self.gate))
+        parts = (self.offset, self.scale, self.gate)
+        return Post(*(None if part is None else pick(part, at) for part in parts))
 
     def passes(self, acts: Float[Tensor, "*batch features"]) -> Bool[Tensor, "*batch features"]:
         """Where anything is written."""
@@ -95,7 +91,7 @@ class Group:
     ) -> Float[Tensor, "*batch selected"]:
         """Pre-activations of inputs that are normalised already."""
         device = self.b_enc.device
-        pre: Tensor = _part(self.b_enc, at).float()
+        pre: Tensor = pick(self.b_enc, at).float()
         for source in self.W_enc:
             x = inputs[source].to(device=device, dtype=self.dtype)
             W_enc = take(self.W_enc[source], at, 1, self._what("W_enc of source", source), self.dtype).to(device)
@@ -104,11 +100,11 @@ class Group:
 
     def to_units(self, acts: Float[Tensor, "*batch selected"], at: At = None) -> Float[Tensor, "*batch selected"]:
         """The producer's own activations in the units of this group."""
-        return acts if self.unit is None else acts * _part(self.unit, at).to(acts)
+        return acts if self.unit is None else acts * pick(self.unit, at).to(acts)
 
     def from_units(self, acts: Float[Tensor, "*batch selected"], at: At = None) -> Float[Tensor, "*batch selected"]:
         """Undoes `to_units`."""
-        return acts if self.unit is None else acts / _part(self.unit, at).to(acts).clamp_min(1e-12)
+        return acts if self.unit is None else acts / pick(self.unit, at).to(acts).clamp_min(1e-12)
 
     def decoded(self, acts: Float[Tensor, "*batch selected"], target: int, at: At = None) -> Tensor:
         """-> [*batch, selected]: what multiplies the decoder rows, of activations in this group's units."""
@@ -140,9 +136,3 @@ class Group:
             code_norm=None if self.code_norm is None else self.code_norm.to(device),
             post={t: post.to(device) for t, post in self.post.items()},
         )
-
-
-def _part(vector: Tensor, at: At) -> Tensor:
-    if at is None:
-        return vector
-    return vector[at if isinstance(at, slice) else at.to(vector.device)]

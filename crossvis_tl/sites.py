@@ -37,5 +37,10 @@ class Site:
     @property
     def layer(self) -> int | None:
         """The layer in the site's name, None where it names none."""
-        match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", self.place or "")
-        return int(match[1]) if match else None
+        return layer_in(self.place or "")
+
+
+def layer_in(name: str) -> int | None:
+    """The layer that a module's or hook's name speaks of ("h.3.mlp" -> 3), None where it names none."""
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    return int(match[1]) if match else None

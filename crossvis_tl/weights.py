@@ -69,6 +69,13 @@ Weight = Tensor | Shards
 At = Int[Tensor, " selected"] | slice | None
 
 
+def pick(vector: Tensor, at: At) -> Tensor:
+    """One number for each of the features `at`, None for all."""
+    if at is None:
+        return vector
+    return vector[at if isinstance(at, slice) else at.to(vector.device)]
+
+
 def take(weight: Weight, at: At, axis: int, what: str, dtype: torch.dtype = torch.float32) -> Tensor:
     """Features `at` (None for all) along `axis`, as `dtype`.
 

@@ -25,7 +25,8 @@ class Writing(Numbered):
     `normalize`: by source, what its activations go through before they are encoded and skipped. `denormalize`: by
     target, what reconstructions are taken back through. `undone`: by target, the source whose normalisation of each
     token is taken back there. `target_norm`: by target, how the model's activations are normalised before they are
-    compared with reconstructions, which then stay in that space.
+    compared with reconstructions, which then stay in that space. `skip`: by (source, target), [d_source, d_target]:
+    what of a normalised input goes straight to an output.
     """
 
     sources: tuple[Site, ...]
@@ -35,6 +36,7 @@ class Writing(Numbered):
     denormalize: Mapping[int, Affine] = field(default_factory=dict)
     undone: Mapping[int, int] = field(default_factory=dict)
     target_norm: Mapping[int, TokenNorm] = field(default_factory=dict)
+    skip: Mapping[tuple[int, int], Float[Tensor, "d_source d_target"]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -59,16 +61,11 @@ class Writing(Numbered):
         """ValueError when activations of this shape are no activations of these inputs."""
         if not shape or shape[-1] != self.n_features:
             raise ValueError(f"decode takes [..., {self.n_features}] activations; got {shape}")
-        if inputs is None or not (self.skip_pairs or self.undone):
+        if inputs is None or not (self.skip or self.undone):
             return
         self._check_inputs(inputs)
         if tuple(inputs[0].shape[:-1]) != shape[:-1]:
             raise ValueError(f"activations {shape} are of other tokens than the inputs, {tuple(inputs[0].shape)}")
-
-    @property
-    def skip_pairs(self) -> Sequence[tuple[int, int]]:
-        """Source and target of each skip connection."""
-        return ()
 
     def _check_target(self, target: int) -> None:
         if not isinstance(target, int) or not 0 <= target < len(self.targets):

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crossvis_tl.activation_fns import Activation, ReLU, TopK
 from crossvis_tl.errors import MissingFact, short_list
+
+RELU_OR_TOP_K = ("relu", "topk", "batchtopk")
 
 
 def check_k(where: str | Path, k: Any, features: int) -> int:
@@ -28,3 +31,8 @@ def check_activation(where: str | Path, said: Any, known: Sequence[str], how: st
     if name not in known:
         raise ValueError(f"{where}: activation={said!r}; expected one of {short_list(known)}")
     return name
+
+
+def relu_or_top_k(where: str | Path, kind: str, k: Any, features: int, *, relu: bool = True) -> Activation:
+    """One of `RELU_OR_TOP_K`. `relu`: whether the producer's TopK drops negative values."""
+    return ReLU() if kind == "relu" else TopK(check_k(where, k, features), relu=relu, batch=kind == "batchtopk")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
+from crossvis_tl.formats.files import check_floating, check_sizes, read_config, read_state_dict
 from crossvis_tl.formats.layers import check_shapes, need
 
 WEIGHTS = "sae.safetensors"
@@ -63,9 +63,7 @@ def read_coder(folder: Path) -> Coder:
     check_shapes(coder.file, coder.state, shapes)
     _check_flags(coder)
     _check_parts(coder)
-    for name, size in (("d_in", width), ("num_latents", features)):
-        if coder.cfg.get(name) not in (None, 0, size):
-            raise ValueError(f"{folder / 'cfg.json'} says {name} = {coder.cfg[name]}, but in the weights it is {size}")
+    check_sizes(str(folder / "cfg.json"), coder.cfg, {"d_in": width, "num_latents": features}, unset=(None, 0))
     return coder
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from crossvis_tl.activation_fns import JumpReLU
 from crossvis_tl.dictionary import Dictionary, Group
 from crossvis_tl.errors import short_list
-from crossvis_tl.formats.files import check_floating, read_config, read_state_dict
+from crossvis_tl.formats.files import check_floating, check_sizes, read_config, read_state_dict
 from crossvis_tl.formats.layers import HOOK_FACTS, check_shapes, layer_sites, need
 from crossvis_tl.normalizers import scaling
 from crossvis_tl.weights import Weight, side_by_side
@@ -61,10 +61,7 @@ def load(path: Path, files: list[Path], facts: dict[str, Any]) -> Dictionary:
     threshold = torch.cat([share["log_threshold"] for share in states], dim=1).float().exp()
     features = b_enc.shape[1]
     said = {"n_layers": n_layers, "d_in": width, "d_latent": features}
-    wrong = [name for name, value in said.items() if cfg.get(name, value) != value]
-    if wrong:
-        value = said[wrong[0]]
-        raise ValueError(f"{path / 'clt_cfg.json'} says {wrong[0]} = {cfg[wrong[0]]}, but in the weights it is {value}")
+    check_sizes(str(path / "clt_cfg.json"), cfg, said)
     if (FACTORS[0] in state) != (FACTORS[1] in state):
         raise ValueError(f"{path} holds one of {FACTORS[0]} and {FACTORS[1]}, and not the other; it is damaged")
     ones = torch.ones(n_layers)

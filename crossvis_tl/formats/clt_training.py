@@ -11,7 +11,6 @@ SAEs (`transcode` false) take b_dec from the normalised input. HuggingFace's own
 `hookpoints_in`, and its output.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from crossvis_tl.formats.clt_coders import WEIGHTS, Coder, n_targets, read_coder
 from crossvis_tl.formats.files import check_hook, read_config
 from crossvis_tl.formats.layers import need
 from crossvis_tl.normalizers import scaling
+from crossvis_tl.sites import layer_in
 
 FACTS = {"processing", "k"}
 NAME = "a clt-training folder"
@@ -43,8 +43,8 @@ def find(path: Path) -> list[Path] | None:
 
 
 def _layer(name: str) -> int:
-    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-    return int(match[1]) if match else -1
+    layer = layer_in(name)
+    return -1 if layer is None else layer
 
 
 def load(path: Path, folders: list[Path], facts: dict[str, Any]) -> Dictionary:
@@ -55,9 +55,9 @@ def load(path: Path, folders: list[Path], facts: dict[str, Any]) -> Dictionary:
     if len({coder.size for coder in coders}) > 1:
         raise ValueError(f"{path}: its hook points are of different sizes; they are no one dictionary")
     across = any(n_targets(coder) > 1 or "W_decs.0" in coder.state for coder in coders)
-    if across and _missing_layers(folders, run):
-        raise FileNotFoundError(f"{path} lacks {short_list(_missing_layers(folders, run))}; was the download complete?")
-    kind: Kind = "clt" if across else "plt" if coders[0].cfg.get("transcode", False) else "sae"
+    if across and (lacking := _missing_layers(folders, run)):
+        raise FileNotFoundError(f"{path} lacks {short_list(lacking)}; was the download complete?")
+    kind: Kind = "clt" if across else "plt" if coders[0].says("transcode") else "sae"
     n = len(coders)
     reach = [max(1, n_targets(coder)) if across else 1 for coder in coders]
     pairs = [(s, t) for s in range(n) for t in range(s, min(n, s + reach[s]))]
@@ -83,7 +83,7 @@ def _group(name: str, source: int, targets: list[int], coders: list[Coder], fact
     coder = coders[source]
     post = {t: one for t in targets if (one := _post(coder, source, t, coders)) is not None}
     W_enc, b_enc = coder.state["encoder.weight"].T, coder.state["encoder.bias"]
-    if not coder.cfg.get("transcode", False):
+    if not coder.says("transcode"):
         inward = einsum(_need(coder, "b_dec").float(), W_enc.float(), "d, d features -> features")
         b_enc = b_enc.float() - inward
     return Group(

@@ -23,7 +23,14 @@ from torch import Tensor
 from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU
 from crossvis_tl.dictionary import Affine, Dictionary, Group, Post, Site
 from crossvis_tl.errors import short_list
-from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict, tensor_names
+from crossvis_tl.formats.files import (
+    check_floating,
+    check_hook,
+    check_sizes,
+    read_config,
+    read_state_dict,
+    tensor_names,
+)
 from crossvis_tl.formats.layers import check_shapes, need
 
 FACTS = {"processing", "hook_point"}
@@ -88,9 +95,7 @@ def _trainer(file: Path, sizes: dict[str, int]) -> dict[str, Any]:
         if (file.parent / name).is_file():
             cfg = read_config(file.parent / name)
             said |= cfg["trainer"] if isinstance(cfg.get("trainer"), dict) else cfg
-    for name, size in sizes.items():
-        if said.get(name, size) != size:
-            raise ValueError(f"the config beside {file} says {name} = {said[name]}, but in the weights it is {size}")
+    check_sizes(f"the config beside {file}", said, sizes)
     return said
 
 

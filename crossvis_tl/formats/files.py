@@ -213,6 +213,24 @@ def check_floating(path: Path, state: Mapping[str, Tensor], names: Iterable[str]
             raise ValueError(f"{path}: {name} holds {state[name].dtype} numbers; weights are floating point")
 
 
+def check_sizes(said_by: str, cfg: Mapping[str, Any], sizes: Mapping[str, int], unset: tuple = ()) -> None:
+    """ValueError where a config names another size than the weights have; `unset`: values that name none."""
+    for name, size in sizes.items():
+        if cfg.get(name, size) not in (size, *unset):
+            raise ValueError(f"{said_by} says {name} = {cfg[name]}, but in the weights it is {size}")
+
+
+def one_number_each(name: str, value: Any, n: int, of_what: str, *, positive: bool = False) -> list[float]:
+    """A fact that is one number for all, or a list of n. ValueError when they are others, or not finite."""
+    given = list(value) if isinstance(value, list | tuple) else [value] * n
+    numbers = [float(v) for v in given if isinstance(v, int | float) and not isinstance(v, bool)]
+    fit = all((v > 0 if positive else -float("inf") < v) and v < float("inf") for v in numbers)
+    if not fit or not len(numbers) == len(given) == n:
+        kind = "positive numbers" if positive else "numbers"
+        raise ValueError(f"{name}={value!r}: expected {n} {kind}, one per {of_what}")
+    return numbers
+
+
 def check_processing(value: Any, where: str) -> Any:
     """-> the value. ValueError unless it is a `Processing`."""
     allowed = get_args(Processing)

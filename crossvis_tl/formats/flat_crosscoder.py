@@ -17,14 +17,15 @@ from typing import Any
 
 from torch import Tensor
 
-from crossvis_tl.activation_fns import Activation, ReLU, TopK
+from crossvis_tl.activation_fns import Activation
 from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.errors import MissingFact, short_list
-from crossvis_tl.formats.activations import check_activation, check_k
+from crossvis_tl.formats.activations import RELU_OR_TOP_K, check_activation, relu_or_top_k
 from crossvis_tl.formats.files import (
     check_floating,
     check_hook,
     check_processing,
+    one_number_each,
     read_config,
     read_wrapped,
 )
@@ -32,7 +33,6 @@ from crossvis_tl.formats.layers import stored_sites
 from crossvis_tl.normalizers import scaling
 
 NAME = "a flat crosscoder"
-KINDS = ("relu", "topk", "batchtopk")
 KEYS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 FACTS = {"input_scale", "hook_point", "hook_name", "processing", "activation", "k"}
 SCALE_HELP = (
@@ -71,7 +71,9 @@ def load(_path: Path, found: tuple[Path, Path | None], facts: dict[str, Any]) ->
         if cfg.get(name, size) != size:
             raise ValueError(f"{config} says {name} = {cfg[name]}, but in {weights} it is {size}")
     if wrapped and "batch_topk" not in cfg and "activation" not in facts:
-        check_activation(config or weights, None, KINDS, "activation='relu', or activation='batchtopk' and k=...")
+        check_activation(
+            config or weights, None, RELU_OR_TOP_K, "activation='relu', or activation='batchtopk' and k=..."
+        )
     activation = _activation(config or weights, cfg, facts, state["b_enc"].shape[0])
     unscaled = "activation_dim" in cfg and "k" in cfg and not wrapped
     if unscaled:
@@ -122,12 +124,10 @@ def _activation(where: Path, cfg: dict[str, Any], facts: dict[str, Any], feature
         kind, k = "batchtopk", facts.get("k", cfg["batch_topk"])
     elif "activation_dim" in cfg and "k" in cfg:
         kind, k = "topk", facts.get("k", cfg["k"])
-    kind = check_activation(where, facts.get("activation", kind), KINDS)
-    if kind == "relu":
-        if "k" in facts:
-            raise ValueError(f"k={facts['k']!r} says nothing about ReLU; pass activation='topk' too, if it is that")
-        return ReLU()
-    return TopK(check_k(where, k, features), batch=kind == "batchtopk")
+    kind = check_activation(where, facts.get("activation", kind), RELU_OR_TOP_K)
+    if kind == "relu" and "k" in facts:
+        raise ValueError(f"k={facts['k']!r} says nothing about ReLU; pass activation='topk' too, if it is that")
+    return relu_or_top_k(where, kind, k, features)
 
 
 def _masked(path: Path, state: dict[str, Tensor], source: int) -> Tensor:
@@ -167,11 +167,7 @@ def _input_scale(path: Path, cfg: dict, facts: dict, n_sources: int) -> tuple[li
     value = cfg.get("input_scale") if folded else facts.get("input_scale")
     if value is None:
         raise MissingFact("input_scale", f"{path} does not hold input_scale; {SCALE_HELP}", 1.0)
-    given = list(value) if isinstance(value, list | tuple) else [value] * n_sources
-    numbers = [v for v in given if isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < float("inf")]
-    if len(numbers) != len(given) or len(given) != n_sources:
-        raise ValueError(f"input_scale={value!r}: expected {n_sources} positive numbers, one per source of {path}")
-    return [float(v) for v in numbers], folded
+    return one_number_each("input_scale", value, n_sources, f"source of {path}", positive=True), folded
 
 
 def _hooks(cfg: dict, facts: dict, n_sources: int) -> list[str | None]:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU, TopK
+from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU
 from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.errors import MissingFact, short_list
-from crossvis_tl.formats.activations import check_k
-from crossvis_tl.formats.files import check_floating, check_hook, read_config, read_state_dict
+from crossvis_tl.formats.activations import RELU_OR_TOP_K, relu_or_top_k
+from crossvis_tl.formats.files import check_floating, check_hook, one_number_each, read_config, read_state_dict
 from crossvis_tl.formats.layers import check_shapes
 from crossvis_tl.normalizers import scaling
 
@@ -143,14 +143,10 @@ def _scales(
             "that each source's activations were multiplied with in training",
             1.0,
         )
-    values = list(given) if isinstance(given, list | tuple) else [given] * n_sources
-    if (
-        len(values) != n_sources
-        or n_targets != n_sources
-        or not all(isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < float("inf") for v in values)
-    ):
+    if n_targets != n_sources:
         raise ValueError(f"input_scale={given!r}: expected {n_sources} positive numbers, one per source of {file}")
-    return [float(v) for v in values], [float(v) for v in values]
+    values = one_number_each("input_scale", given, n_sources, f"source of {file}", positive=True)
+    return values, values
 
 
 def _activation(
@@ -168,11 +164,9 @@ def _activation(
     said = str(facts.get("activation") or part.get("classname") or part.get("hidden_activation_classname") or "")
     options = part.get("cfg") or part.get("hidden_activation_cfg") or {}
     kind = said.lower().removesuffix("activation")
-    if kind == "relu":
-        return ReLU()
-    if kind in ("topk", "batchtopk"):
+    if kind in RELU_OR_TOP_K:
         k = facts.get("k", options.get("k") if isinstance(options, dict) else None)
-        return TopK(check_k(file, k, features), relu=False, batch=kind == "batchtopk")
+        return relu_or_top_k(file, kind, k, features, relu=False)
     text = f"{file}: the activation is {said!r}, which cannot be read; pass activation='relu', or activation='topk' or "
     text += "'batchtopk' and k=..., if it is that"
     raise ValueError(text) if "activation" in facts else MissingFact("activation", text, "relu")

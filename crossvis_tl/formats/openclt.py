@@ -19,7 +19,7 @@ from crossvis_tl.activation_fns import Activation, JumpReLU, ReLU, TopK
 from crossvis_tl.dictionary import Dictionary, Group, Site, TokenNorm
 from crossvis_tl.errors import MissingFact
 from crossvis_tl.formats.activations import check_activation, check_k
-from crossvis_tl.formats.files import check_floating, check_tensors, near_content
+from crossvis_tl.formats.files import check_floating, check_sizes, check_tensors, near_content, one_number_each
 from crossvis_tl.formats.layers import HOOK_FACTS, check_shapes, layer_sites, need
 
 FACTS = {"processing", "activation", "threshold", "k"} | HOOK_FACTS
@@ -58,9 +58,8 @@ def load(_path: Path, found: tuple[Path, Mapping[str, Any]], facts: dict[str, An
     for s, t in pairs:
         shapes |= {f"decoders.{s}_{t}.weight": (width, features), f"decoders.{s}_{t}.bias": (width,)}
     check_shapes(file, state, shapes)
-    for name, size in (("num_features", features), ("num_layers", n_layers), ("hidden_size", width)):
-        if cfg.get(name, size) != size:
-            raise ValueError(f"{file}: its config says {name} = {cfg[name]}, but in the weights it is {size}")
+    sizes = {"num_features": features, "num_layers": n_layers, "hidden_size": width}
+    check_sizes(f"{file}: its config", cfg, sizes)
     activations = _activations(file, facts, n_layers, features)
     groups = tuple(
         Group(
@@ -107,8 +106,5 @@ def _activations(file: Path, facts: dict[str, Any], n_layers: int, features: int
             "with 0.03, and its own loader takes that whatever it became)",
             0.03,
         )
-    given = list(threshold) if isinstance(threshold, list | tuple) else [threshold] * n_layers
-    numbers = [v for v in given if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < float("inf")]
-    if len(numbers) != len(given) or len(given) != n_layers:
-        raise ValueError(f"threshold={threshold!r}: expected {n_layers} numbers, one per layer of {file}")
-    return [JumpReLU(torch.full((features,), float(v))) for v in numbers]
+    numbers = one_number_each("threshold", threshold, n_layers, f"layer of {file}")
+    return [JumpReLU(torch.full((features,), v)) for v in numbers]

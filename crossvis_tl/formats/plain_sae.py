@@ -13,10 +13,10 @@ from typing import Any
 from einops import einsum
 from torch import Tensor
 
-from crossvis_tl.activation_fns import Activation, ReLU, TopK
+from crossvis_tl.activation_fns import Activation
 from crossvis_tl.dictionary import Dictionary, Group, Site
-from crossvis_tl.formats.activations import check_activation, check_k
-from crossvis_tl.formats.files import check_floating, check_hook, near_content, read_state_dict
+from crossvis_tl.formats.activations import RELU_OR_TOP_K, check_activation, relu_or_top_k
+from crossvis_tl.formats.files import check_floating, check_hook, check_sizes, near_content, read_state_dict
 from crossvis_tl.formats.layers import check_shapes, need
 
 FACTS = {"processing", "hook_point", "apply_b_dec_to_input", "activation", "k"}
@@ -43,8 +43,7 @@ def load(_path: Path, found: tuple[Path, Mapping[str, Any]], facts: dict[str, An
     width, features = state["W_enc"].shape
     check_shapes(file, state, {"W_dec": (features, width), "b_enc": (features,), "b_dec": (width,)})
     cfg = {name: _field(content.get("cfg"), name) for name in ("d_in", "hook_point", "model_name", "activation_fn")}
-    if cfg["d_in"] not in (None, width):
-        raise ValueError(f"{file}: its cfg says d_in = {cfg['d_in']}, but in the weights it is {width}")
+    check_sizes(f"{file}: its cfg", cfg, {"d_in": width}, unset=(None,))
     inward = facts.get("apply_b_dec_to_input", True)
     if not isinstance(inward, bool):
         raise ValueError(f"apply_b_dec_to_input={inward!r}: expected True or False, whether b_dec is taken from inputs")
@@ -65,10 +64,7 @@ def load(_path: Path, found: tuple[Path, Mapping[str, Any]], facts: dict[str, An
 
 def _activation(file: Path, cfg: dict[str, Any], facts: dict[str, Any], features: int) -> Activation:
     said = facts.get("activation", cfg["activation_fn"] or "relu")
-    kind = check_activation(file, said, ("relu", "topk", "batchtopk"))
-    if kind == "relu":
-        return ReLU()
-    return TopK(check_k(file, facts.get("k"), features), batch=kind == "batchtopk")
+    return relu_or_top_k(file, check_activation(file, said, RELU_OR_TOP_K), facts.get("k"), features)
 
 
 def _field(cfg: Any, name: str) -> Any:

@@ -1,7 +1,6 @@
 """Dictionaries written in other tools' layouts, so that they can be moved between them."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from secrets import token_hex
 
@@ -40,15 +39,3 @@ def save(dictionary: Dictionary, path: str | Path, *, format: str) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return path
-
-
-def formats_for(dictionary: Dictionary) -> Mapping[str, str | None]:
-    """-> by format, None where the dictionary can be written so, else why not."""
-    reasons: dict[str, str | None] = {}
-    for name, writer in WRITERS.items():
-        try:
-            writer.check(dictionary)
-            reasons[name] = None
-        except ValueError as error:
-            reasons[name] = str(error)
-    return reasons

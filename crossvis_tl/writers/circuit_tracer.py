@@ -10,7 +10,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crossvis_tl.dictionary import Dictionary, Site
-from crossvis_tl.writers.plain import above, check_plain, plain, plain_bias, plain_skip, stored_sites, top_k
+from crossvis_tl.writers.plain import (
+    above,
+    check_plain,
+    model_name,
+    plain,
+    plain_bias,
+    plain_skip,
+    refusal,
+    stored_sites,
+    top_k,
+)
 
 LAYOUT = "a circuit-tracer dictionary"
 
@@ -26,26 +36,22 @@ def check(dictionary: Dictionary) -> None:
     n = len(dictionary.groups)
     one_each = len(dictionary.sources) == len(dictionary.targets) == n
     if not one_each or any(list(group.W_enc) != [i] for i, group in enumerate(dictionary.groups)):
-        raise ValueError(f"{name} cannot be written as {LAYOUT}: its features do not read one layer each")
+        raise refusal(dictionary, LAYOUT, "its features do not read one layer each")
     for i, group in enumerate(dictionary.groups):
         ahead = [t for t in group.W_dec if t < i or (dictionary.kind == "plt" and t != i)]
         if ahead:
-            raise ValueError(
-                f"{name} cannot be written as {LAYOUT}: features of {group.name} write to layer {ahead[0]}"
-            )
+            raise refusal(dictionary, LAYOUT, f"features of {group.name} write to layer {ahead[0]}")
         if (ranked := top_k(group.activation)) and (dictionary.kind == "clt" or ranked.relu):
-            raise ValueError(
-                f"{name} cannot be written as {LAYOUT}: its {ranked.name} is another than circuit-tracer's"
-            )
+            raise refusal(dictionary, LAYOUT, f"its {ranked.name} is another than circuit-tracer's")
     if dictionary.kind == "clt" and dictionary.skip:
-        raise ValueError(f"{name} cannot be written as {LAYOUT}: that of a CLT has no skip connection")
+        raise refusal(dictionary, LAYOUT, "that of a CLT has no skip connection")
     if any(s != t for s, t in dictionary.skip):
-        raise ValueError(f"{name} cannot be written as {LAYOUT}: its skip connections go to other layers")
+        raise refusal(dictionary, LAYOUT, "its skip connections go to other layers")
 
 
 def write(dictionary: Dictionary, folder: Path) -> None:
     config: dict[str, Any] = {
-        "model_name": next((name for name in dictionary.model_names if name), None),
+        "model_name": model_name(dictionary),
         "model_kind": "cross_layer_transcoder" if dictionary.kind == "clt" else "transcoder_set",
         "feature_input_hook": _hook(dictionary.sources),
         "feature_output_hook": _hook(dictionary.targets),

@@ -8,7 +8,7 @@ import torch
 
 from crossvis_tl.activation_fns import ReLU
 from crossvis_tl.dictionary import Affine, Dictionary
-from crossvis_tl.writers.plain import check_plain, plain, plain_bias, stored_sites, top_k
+from crossvis_tl.writers.plain import check_plain, plain, plain_bias, refusal, stored_sites, top_k
 
 LAYOUT = "a flat crosscoder"
 
@@ -16,19 +16,17 @@ LAYOUT = "a flat crosscoder"
 def check(dictionary: Dictionary) -> None:
     """ValueError where the layout has no place for what the dictionary does."""
     check_plain(dictionary, LAYOUT)
-    name, group = dictionary.name, dictionary.groups[0]
+    group = dictionary.groups[0]
     if len(dictionary.groups) > 1 or dictionary.sources != dictionary.targets:
-        raise ValueError(
-            f"{name} cannot be written as {LAYOUT}: its features do not read and write all of the same sites"
-        )
+        raise refusal(dictionary, LAYOUT, "its features do not read and write all of the same sites")
     n = len(dictionary.sources)
     if len({site.width for site in dictionary.sources}) > 1 or len(group.W_enc) != n or len(group.W_dec) != n:
-        raise ValueError(f"{name} cannot be written as {LAYOUT}: its sites are not all alike")
+        raise refusal(dictionary, LAYOUT, "its sites are not all alike")
     if dictionary.skip:
-        raise ValueError(f"{name} cannot be written as {LAYOUT}: there is no place for its skip connection")
+        raise refusal(dictionary, LAYOUT, "there is no place for its skip connection")
     ranked = top_k(group.activation)
     if not isinstance(group.activation, ReLU) and not (ranked and ranked.relu):
-        raise ValueError(f"{name} cannot be written as {LAYOUT}: that has ReLU or TopK, and no {dictionary.activation}")
+        raise refusal(dictionary, LAYOUT, f"that has ReLU or TopK, and no {dictionary.activation}")
 
 
 def write(dictionary: Dictionary, folder: Path) -> None:

@@ -28,7 +28,17 @@ def check_plain(dictionary: Dictionary, layout: str) -> None:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise ValueError(f"{dictionary.name} cannot be written as {layout}: it {reason}, which has no place there")
+            raise refusal(dictionary, layout, f"it {reason}, which has no place there")
+
+
+def refusal(dictionary: Dictionary, layout: str, reason: str) -> ValueError:
+    """What a writer raises where its layout cannot hold a dictionary."""
+    return ValueError(f"{dictionary.name} cannot be written as {layout}: {reason}")
+
+
+def model_name(dictionary: Dictionary) -> str | None:
+    """The first model that is known by name."""
+    return next((name for name in dictionary.model_names if name), None)
 
 
 @dataclass(frozen=True)

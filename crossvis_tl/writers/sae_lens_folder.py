@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.encoders import SaeLensDictionary
-from crossvis_tl.writers.plain import above, check_plain, plain, plain_bias, plain_skip, top_k
+from crossvis_tl.writers.plain import above, check_plain, model_name, plain, plain_bias, plain_skip, refusal, top_k
 
 LAYOUT = "a sae_lens folder"
 
@@ -18,18 +18,17 @@ def check(dictionary: Dictionary) -> None:
     if isinstance(dictionary, SaeLensDictionary):
         return
     check_plain(dictionary, LAYOUT)
-    name = dictionary.name
     if (len(dictionary.groups), len(dictionary.sources), len(dictionary.targets)) != (1, 1, 1):
-        raise ValueError(f"{name} cannot be written as {LAYOUT}: that reads one site and writes one")
+        raise refusal(dictionary, LAYOUT, "that reads one site and writes one")
     activation = dictionary.groups[0].activation
     ranked = top_k(activation)
     if ranked is not None:
         if not ranked.relu or dictionary.skip or dictionary.sources != dictionary.targets:
-            raise ValueError(f"{name} cannot be written as {LAYOUT}: sae_lens has TopK for SAEs alone, with ReLU")
+            raise refusal(dictionary, LAYOUT, "sae_lens has TopK for SAEs alone, with ReLU")
         return
     threshold = above(activation)
     if threshold is not None and bool((threshold < 0).any()):
-        raise ValueError(f"{name} cannot be written as {LAYOUT}: sae_lens' JumpReLU has no negative thresholds")
+        raise refusal(dictionary, LAYOUT, "sae_lens' JumpReLU has no negative thresholds")
 
 
 def write(dictionary: Dictionary, folder: Path) -> None:
@@ -61,14 +60,10 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     fields |= {} if is_sae else {"d_out": d_out}
     fields |= {"k": ranked.k} if ranked else {}
     sae = sae_class(config_class(**fields, device="cpu", dtype="float32"))
-    metadata = {"hook_name": dictionary.sources[0].place, "model_name": _model(dictionary)}
+    metadata = {"hook_name": dictionary.sources[0].place, "model_name": model_name(dictionary)}
     metadata |= {} if is_sae else {"hook_name_out": dictionary.targets[0].place}
     for key, value in metadata.items():
         setattr(sae.cfg.metadata, key, value)
     sae.load_state_dict({name: tensor.float().contiguous().cpu().clone() for name, tensor in state.items()})
     with torch.no_grad():
         sae.save_model(folder)
-
-
-def _model(dictionary: Dictionary) -> str | None:
-    return next((name for name in dictionary.model_names if name), None)
