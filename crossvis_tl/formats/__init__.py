@@ -23,7 +23,7 @@ from crossvis_tl.formats import (
     sae_lens_folder,
     transcoder_set,
 )
-from crossvis_tl.formats.files import check_processing, read_wrapped, trusting_pickles
+from crossvis_tl.formats.files import check_processing, read_wrapped, reading_pickles
 from crossvis_tl.hub import HubOptions, hub_options, located
 
 __all__ = ["load_dictionary", "recognised"]
@@ -86,7 +86,7 @@ def load_dictionary(
     facts = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in facts.items()}
     _check_facts(facts)
     check_device(device)
-    with hub_options(HubOptions(revision, cache_dir, offline)), trusting_pickles(trust_pickle):
+    with hub_options(HubOptions(revision, cache_dir, offline)), reading_pickles(trust=trust_pickle):
         place = located(path, subfolder)
         reader, found = recognised(place)
         _check_use(facts, reader.FACTS, reader.NAME)
@@ -98,19 +98,18 @@ def load_dictionary(
 
 def recognised(path: Path) -> tuple[Any, Any]:
     """-> the reader of what lies there, and what it found. ValueError when there is none."""
-    for reader in READERS:
-        found = reader.find(path)
-        if found is not None:
-            return reader, found
+    taken = _taken(path)
+    if taken is not None:
+        return taken
     if path.is_file():
-        for reader in READERS:
-            found = reader.find(path.parent)
+        beside = _taken(path.parent)
+        if beside is not None:
+            reader, found = beside
             if found == path:
-                return reader, found  # the folder is that file and its config
-            if found is not None:
-                raise ValueError(
-                    f"{path} is no dictionary by itself, but lies in the folder of {reader.NAME}; give {path.parent}"
-                )
+                return beside  # the folder is that file and its config
+            raise ValueError(
+                f"{path} is no dictionary by itself, but lies in the folder of {reader.NAME}; give {path.parent}"
+            )
         raise ValueError(f"{path} is no dictionary that can be read. Readable: {READABLE}")
     files = list(path.glob("*.pt"))
     if len(files) == 1:
@@ -122,6 +121,15 @@ def recognised(path: Path) -> tuple[Any, Any]:
     )
 
 
+def _taken(path: Path) -> tuple[Any, Any] | None:
+    """-> the first reader that takes what lies there, and what it found; None where none does."""
+    for reader in READERS:
+        found = reader.find(path)
+        if found is not None:
+            return reader, found
+    return None
+
+
 def _readable_inside(path: Path) -> str:
     """Which folders in it are dictionaries: a repository often holds several."""
     inside = [p for pattern in ("*", "*/*", "*/*/*") for p in path.glob(pattern) if p.is_dir()]
@@ -130,10 +138,11 @@ def _readable_inside(path: Path) -> str:
         if any(folder.is_relative_to(one) for one in found):
             continue
         try:
-            recognised(folder)
+            taken = _taken(folder)
         except (ValueError, OSError):
             continue
-        found.append(folder)
+        if taken is not None:
+            found.append(folder)
     names = short_list((repr(one.relative_to(path).as_posix()) for one in found), 4)
     return f" There are dictionaries in it: pass subfolder={names}." if found else ""
 

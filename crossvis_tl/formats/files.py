@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,17 +24,28 @@ from crossvis_tl.errors import first_line, near_misses, short_list
 from crossvis_tl.processing import Processing
 from crossvis_tl.weights import MAPPED, all_finite, is_large
 
-_TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
+
+@dataclass(frozen=True)
+class _Reading:
+    """How pickles are read, and those that were read already."""
+
+    trust: bool = False
+    held: dict[Path, Mapping[str, Any]] | None = None
+
+
+_DEFAULT = _Reading()
+_READING: ContextVar[_Reading] = ContextVar("reading", default=_DEFAULT)
 
 
 @contextmanager
-def trusting_pickles(trust: bool) -> Iterator[None]:
-    """Inside, with `trust`, pickles may hold objects of any class, as their author's code would have run them."""
-    token = _TRUSTED.set(trust)
+def reading_pickles(*, trust: bool) -> Iterator[None]:
+    """Inside, each pickle is read once, however many readers look at it. With `trust` it may hold objects of any class,
+    as its author's code would have run them."""
+    token = _READING.set(_Reading(trust, {}))
     try:
         yield
     finally:
-        _TRUSTED.reset(token)
+        _READING.reset(token)
 
 
 def read_state_dict(path: Path, may_be_nan: Iterable[str] = ()) -> dict[str, Tensor]:
@@ -115,6 +127,15 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
+    held = _READING.get().held
+    if held is None:
+        return _load_pickle(path)
+    if path not in held:
+        held[path] = _load_pickle(path)
+    return held[path]
+
+
+def _load_pickle(path: Path) -> Mapping[str, Any]:
     try:
         # files of before torch 1.6 are no zip and cannot be mapped
         zipped = zipfile.is_zipfile(path)
@@ -145,7 +166,7 @@ def _check_sums(path: Path, whole: bool) -> None:
 
 
 def _read_trusted(path: Path, error: Exception) -> Any:
-    if not _TRUSTED.get():
+    if not _READING.get().trust:
         raise ValueError(
             f"{path} cannot be read: it is damaged, no weight file, or a pickle that would have to run code when "
             "opened, which is refused; ask for the weights as safetensors or as a plain state dict, or, where you "
