@@ -118,9 +118,10 @@ class Dictionary(Writing):
         inputs = self.normalised(inputs)
         pres = [group.pre(inputs) for group in self.groups]
         if self.joint is not None:
-            return self.joint(torch.cat(pres, dim=-1))
-        acts = [g.to_units(g.activation(pre)) for g, pre in zip(self.groups, pres, strict=True)]
-        dense = torch.cat(acts, dim=-1) if len(acts) > 1 else acts[0]
+            dense = self.joint(torch.cat(pres, dim=-1))
+        else:
+            acts = [g.to_units(g.activation(pre)) for g, pre in zip(self.groups, pres, strict=True)]
+            dense = torch.cat(acts, dim=-1) if len(acts) > 1 else acts[0]
         return self._by_source(dense) if per_source else dense
 
     def _by_source(self, acts: Tensor) -> Tensor:

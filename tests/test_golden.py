@@ -79,6 +79,9 @@ def test_a_decoupled_crosscoder_has_an_activation_for_each_source():
         torch.testing.assert_close(recon, expected[f"recon.{t}"], **meta["tolerance"])
     with pytest.raises(ValueError, match="one activation for all of its sources"):
         load_dictionary(GOLDEN[0].parent / "f2_l1_pt/checkpoint").encode(inputs, per_source=True)
+    joint = load_dictionary(GOLDEN[0].parent / "f7_untied_topk/checkpoint")
+    with pytest.raises(ValueError, match="one activation for all of its sources"):
+        joint.encode([torch.randn(4, 16) for _ in range(3)], per_source=True)
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
