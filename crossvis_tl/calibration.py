@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 from crossvis_tl.activation_fns import ZSCORE_EPS, Identity, JumpReLU, TopK
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary, Group, Site
+from crossvis_tl.masking import Masking, token_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.processing import Processing
 from crossvis_tl.sparse import pieces
-from crossvis_tl.tokens import Masking, checked_tokens, token_mask
+from crossvis_tl.tokens import checked_tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -11,31 +11,68 @@ from torch import Tensor
 from crossvis_tl.capture import Capture, Captured
 from crossvis_tl.dictionary import Dictionary, Site
 from crossvis_tl.fidelity import Fidelity, FidelitySums
+from crossvis_tl.masking import Mask
 from crossvis_tl.models import name_of
 from crossvis_tl.pairs import tokenizer_differences
 
-CHECKED_ROWS = 8
+CHECKED_ROWS, CHECKED_TOKENS, FEW_TOKENS = 8, 256, 64
 MUCH_BETTER = 0.6
 
 
-def diagnose(capture: Capture, tokens: Tensor, counted: Tensor, fidelity: Fidelity) -> Fidelity:
-    """The verdict with likely causes named: what cuts the mean FVU to less than 60 % of what it is, best first. Where
-    there is such a change the verdict is "implausible", whatever the FVU."""
-    causes = [f"likely cause: {what}" for what in _causes(capture, tokens[:CHECKED_ROWS], counted[:CHECKED_ROWS])]
+def diagnose(capture: Capture, tokens: Tensor, mask: Mask, fidelity: Fidelity) -> tuple[list[str], list[str]]:
+    """-> likely causes of a bad fit, and notes. A cause is what cuts the mean FVU to less than 60 % of what it is, best
+    first."""
+    causes = [f"likely cause: {what}" for what in _causes(capture, tokens, mask)]
     notes = [*_notes(capture, fidelity), *tokenizer_differences(capture.models, tokens, capture.replacements)]
-    if not causes and not notes:
-        return fidelity
-    verdict = "implausible" if causes else "doubtful" if fidelity.verdict == "plausible" else fidelity.verdict
-    return replace(fidelity, verdict=verdict, warnings=[*fidelity.warnings, *causes, *notes])
+    return causes, notes
 
 
-def _causes(capture: Capture, rows: Tensor, kept: Tensor) -> list[str]:
+def _causes(capture: Capture, tokens: Tensor, mask: Mask) -> list[str]:
+    rows, kept = _checked(mask)
     if not kept.any():
         return []
-    now = _mean_fvu(capture.dictionary, capture.run(rows), kept)
-    tried = [*_model_orders(capture, rows, kept), *_other_sites(capture, rows, kept), *_scales(capture, rows, kept)]
-    better = sorted((fvu, what) for fvu, what in tried if fvu < MUCH_BETTER * now)
+    tried = _other_sites(capture)
+    lead = mask.lead[rows]
+    captured, *others = capture.run_with([capture, *(other for other, _ in tried)], tokens[rows], lead=lead)
+    if captured is None:
+        return []
+    now = _mean_fvu(capture.dictionary, captured, kept)
+    found = [*_model_orders(capture, tokens[rows], lead, kept), *_scales(capture, captured, kept)]
+    few = _few(kept)
+    for (other, what), result in zip(tried, others, strict=True):
+        if result is None or not _fits(other, result):
+            continue
+        # most of them are hopeless, which a few tokens show
+        if _mean_fvu(other.dictionary, result, few) < now:
+            found.append((_mean_fvu(other.dictionary, result, kept), what))
+    better = sorted((fvu, what) for fvu, what in found if fvu < MUCH_BETTER * now)
     return [f"{what} (FVU would be {fvu:.2f} instead of {now:.2f})" for fvu, what in better[:3]]
+
+
+def _checked(mask: Mask) -> tuple[slice, Tensor]:
+    """-> the first rows that hold enough tokens, and which of their tokens are looked at."""
+    per_row = mask.counted.sum(-1)
+    enough = int((per_row.cumsum(0) < CHECKED_TOKENS).sum()) + 1
+    rows = slice(min(max(enough, 2), CHECKED_ROWS))
+    return rows, _spread(mask.counted[rows], CHECKED_TOKENS)
+
+
+def _spread(counted: Tensor, n: int) -> Tensor:
+    """About n of these positions, evenly spaced."""
+    at = counted.flatten().nonzero().squeeze(-1)
+    kept = torch.zeros(counted.numel(), dtype=torch.bool)
+    kept[at[:: max(1, len(at) // n)]] = True
+    return kept.reshape(counted.shape)
+
+
+def _few(kept: Tensor) -> Tensor:
+    return _spread(kept, FEW_TOKENS)
+
+
+def _fits(other: Capture, captured: Captured) -> bool:
+    sites = [*other.dictionary.sources, *other.dictionary.targets]
+    widths = [x.shape[-1] for x in (*captured.sources, *captured.targets)]
+    return all(site.width in (0, width) for site, width in zip(sites, widths, strict=True))
 
 
 def _notes(capture: Capture, fidelity: Fidelity) -> list[str]:
@@ -55,42 +92,35 @@ def _notes(capture: Capture, fidelity: Fidelity) -> list[str]:
 
 
 def _mean_fvu(dictionary: Dictionary, captured: Captured, kept: Tensor) -> float:
-    sums = FidelitySums(dictionary)
+    sums = FidelitySums.of(dictionary)
     sources = [x[kept.to(x.device)] for x in captured.sources]
     acts = dictionary.encode_sparse(sources)
-    sums.add(acts, [x[kept.to(x.device)] for x in captured.targets], dictionary.decode(acts, sources))
+    sums.add(dictionary, acts, [x[kept.to(x.device)] for x in captured.targets], dictionary.decode(acts, sources))
     values = sums.fvu()
     return sum(values) / len(values)
 
 
-def _try(
-    dictionary: Dictionary, capture: Capture, rows: Tensor, kept: Tensor, *, swapped: bool = False
-) -> float | None:
-    """Mean FVU, or None where the change cannot be."""
-    models, replacements = capture.models, capture.replacements
-    if swapped:
-        last = len(models) - 1
-        models, replacements = models[::-1], {last - i: mapping for i, mapping in replacements.items()}
-    try:
-        return _mean_fvu(dictionary, Capture(dictionary, models, replacements).run(rows), kept)
-    except ValueError:
-        return None
-
-
-def _model_orders(capture: Capture, rows: Tensor, kept: Tensor) -> Iterator[tuple[float, str]]:
+def _model_orders(capture: Capture, rows: Tensor, lead: Tensor, kept: Tensor) -> Iterator[tuple[float, str]]:
     if len(capture.models) != 2:
         return
     first, second = (name_of(model) for model in capture.models)
-    fvu = _try(capture.dictionary, capture, rows, kept, swapped=True)
-    if fvu is not None:
-        yield fvu, f"the two models are swapped; give {second} first, then {first}"
+    replacements = {1 - i: mapping for i, mapping in capture.replacements.items()}
+    try:
+        captured = Capture(capture.dictionary, capture.models[::-1], replacements).run(rows, lead=lead)
+        fvu = _mean_fvu(capture.dictionary, captured, kept)
+    except ValueError:  # the other model has no such hook, or another width there: then they are not swapped
+        return
+    yield fvu, f"the two models are swapped; give {second} first, then {first}"
 
 
-def _other_sites(capture: Capture, rows: Tensor, kept: Tensor) -> Iterator[tuple[float, str]]:
-    for change, what in _site_changes(capture):
-        fvu = _try(change, capture, rows, kept)
-        if fvu is not None:
-            yield fvu, what
+def _other_sites(capture: Capture) -> list[tuple[Capture, str]]:
+    tried: list[tuple[Capture, str]] = []
+    for dictionary, what in _site_changes(capture):
+        try:
+            tried.append((Capture(dictionary, capture.models, capture.replacements, checked=True), what))
+        except ValueError:  # this model has no such hook
+            continue
+    return tried
 
 
 def _site_changes(capture: Capture) -> Iterator[tuple[Dictionary, str]]:
@@ -117,15 +147,15 @@ def _renamed(site: Site, name: str) -> Site:
     return site if site.layer is None else replace(site, hook=f"blocks.{site.layer}.{name}", hf_path=None)
 
 
-def _scales(capture: Capture, rows: Tensor, kept: Tensor) -> Iterator[tuple[float, str]]:
+def _scales(capture: Capture, captured: Captured, kept: Tensor) -> Iterator[tuple[float, str]]:
     """Dictionaries are trained on inputs of mean norm about sqrt(d); were these that, undoing it should help."""
-    captured = capture.run(rows)
     factors = [x.shape[-1] ** 0.5 / float(x[kept.to(x.device)].norm(dim=-1).mean()) for x in captured.sources]
     if capture.dictionary.kind != "crosscoder" or all(abs(factor - 1) < 0.05 for factor in factors):
         return
     scaled = Captured(
         [x * f for x, f in zip(captured.sources, factors, strict=True)],
         [x * f for x, f in zip(captured.targets, factors, strict=True)],
+        [],
         [],
     )
     wanted = [round(f * site.scale, 4) for f, site in zip(factors, capture.dictionary.sources, strict=True)]

@@ -143,6 +143,13 @@ class SaeLensDictionary(Dictionary):
         alone[..., feature] = acts.to(alone)
         return self.decode(alone, inputs)[target] - without
 
+    def token_scale(self, inputs: Sequence[Tensor], target: int) -> Float[Tensor, "*batch"]:
+        """sae_lens takes its normalisation back inside `decode`: measured on the largest number of one decoder row."""
+        row = self._own().W_dec[0].float()
+        at = int(row.abs().argmax())
+        ones = torch.ones(inputs[0].shape[:-1], device=self.device)
+        return self.contribution(0, ones, target, inputs)[..., at] / row[at]
+
     def to(self, device: str | torch.device) -> "SaeLensDictionary":
         """Moves a copy of the SAE; the user's own stays where it is."""
         sae = self._own()

@@ -35,9 +35,8 @@ def write_whole(path: Path, chunks: Iterable[str]) -> int:
     The file appears only when it is whole; on any error what stood at `path` before still stands and nothing else is
     left. OSError naming the path where it cannot be written; an error from making a chunk passes as it is.
     """
-    draft = path.parent / f".{path.name}.{token_hex(4)}.part"
     size = 0
-    try:
+    with drafted(path) as draft:
         with clear_errors(path):
             file = draft.open("xb")
         with file:
@@ -46,11 +45,19 @@ def write_whole(path: Path, chunks: Iterable[str]) -> int:
                     size += file.write(chunk.encode("utf-8"))
             with clear_errors(path):
                 file.flush()
+    return size
+
+
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """A path to write to, beside `path`. It takes its place when all went well, and goes when not."""
+    draft = path.parent / f".{path.name}.{token_hex(4)}.part"
+    try:
+        yield draft
         with clear_errors(path):
             draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    return size
 
 
 @contextmanager

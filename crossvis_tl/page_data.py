@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from crossvis_tl.vis_data import SaeVisData
 
 OURS = ("DecoderNorms", "DecoderCosine")
-NO_LOGITS = "The sites this feature writes to do not add to the residual stream, so it has no direct effect on logits."
 Payloads = Iterator[tuple[int, dict[str, Any]]]
 
 
@@ -103,7 +102,7 @@ class _Page:
             "tables": self._tables(feature.feature_tables_data),
             "acts_histogram": _histogram(feature.acts_histogram_data),
             "logits": [self._logits(model, part) for model, part in panel.logits.items()],
-            "logits_note": None if panel.logits else NO_LOGITS,
+            "logits_note": panel.logits_note,
             "sites": self._sites(panel),
             "groups": self._groups(feature, panel),
             "prompt": self._prompt(feature.prompt_data, panel.prompt) if prompt and panel.prompt else None,
@@ -178,7 +177,7 @@ class _Page:
         for group, records, bounds in parts:
             low, high, share = bounds or (None, None, None)
             groups.append({
-                "title": "Top activations" if bounds is None else "Interval",
+                "title": _group_title(group.title, interval=bounds is not None),
                 "low": compact(low), "high": compact(high), "share": compact(share),
                 "sequences": [self._sequence(s, r) for s, r in zip(group.seq_data, records, strict=True)],
             })  # fmt: skip
@@ -200,8 +199,10 @@ class _Page:
         return {
             "loss": [compact(v) for v in effects.loss],
             "logit": [compact(v) for v in effects.logits],
-            "up": [self._pairs(pairs) or None for pairs in effects.up],
-            "down": [self._pairs(pairs) or None for pairs in effects.down],
+            "up": [self._pairs(zip(*row, strict=True)) or None for row in zip(effects.up_ids, effects.up, strict=True)],
+            "down": [
+                self._pairs(zip(*row, strict=True)) or None for row in zip(effects.down_ids, effects.down, strict=True)
+            ],
         }
 
 
@@ -210,6 +211,11 @@ def compact(value: float | None) -> float | None:
     if value is None or value == 0:
         return value if value is None else 0
     return float(f"{value:.4g}")
+
+
+def _group_title(title: str, *, interval: bool) -> str:
+    """sae_vis' titles hold numbers and markup; the page prints its own."""
+    return "Interval" if interval else "Lowest activations" if title.startswith("LOWEST") else "Top activations"
 
 
 def _name(label: str, feature: int) -> str:

@@ -28,6 +28,8 @@ CENTRED = re.compile(
     r"blocks\.\d+\.hook_(in|out)|(mlp|attn|mlp\.out|attn\.o)\.hook_out|ln\d\.hook_in|ln_final\.hook_in)$"
 )
 VALUES = re.compile(r"blocks\.(\d+)\.attn\.(hook_v|hook_z|v\.hook_out|o\.hook_in)$")
+# Rows of the embedding that show whether all were centred.
+ROWS_LOOKED_AT = 1024
 NORM_OUTPUTS = re.compile(r"(ln\w+\.hook_out|(attn|mlp)\.hook_in|(attn\.(q|k|v)|mlp\.(in|gate)|unembed)\.hook_in)$")
 
 
@@ -39,7 +41,8 @@ def is_processed(model: "HookedTransformer") -> bool:
     kind = str(model.cfg.normalization_type or "")
     if kind.endswith("Pre") or kind not in LN_TYPES:
         return kind.endswith("Pre")
-    W_E = model.W_E.detach().float()
+    W_E = model.W_E.detach()
+    W_E = W_E[:: -(-len(W_E) // ROWS_LOOKED_AT)].float()
     return bool(W_E.mean(-1).abs().max() < 1e-5 * W_E.abs().max())
 
 

@@ -8,17 +8,20 @@ from jaxtyping import Float, Int
 from sae_vis.data_config_classes import SequencesConfig
 from torch import Tensor
 
-from crossvis_tl.build import writers
-from crossvis_tl.capture import Capture
+from crossvis_tl.capture import Capture, Captured
+from crossvis_tl.effects import Firing, features_at_a_time, writers
 from crossvis_tl.errors import near_misses
 from crossvis_tl.examples import Group
-from crossvis_tl.panels import ShownSequence
-from crossvis_tl.sequences import build_sequences, windows
-from crossvis_tl.tokens import check_tokens, token_mask
+from crossvis_tl.logit_effects import following_tokens
+from crossvis_tl.masking import Mask, token_mask
+from crossvis_tl.sequences import Effects, Windows, build_sequences, windows
+from crossvis_tl.tokens import check_tokens
 
 if TYPE_CHECKING:
     from crossvis_tl.vis_data import SaeVisData
 
+# Raised and lowered tokens shown at each token of a prompt, as in sae_vis.
+HOVER = 5
 METRICS = ("act_quantile", "act_size", "loss_effect")
 Scores = dict[str, list[list[tuple[int, str]]]]
 
@@ -52,10 +55,13 @@ def gather_prompt(
     if position is not None and not 0 <= position < n:
         raise ValueError(f"seq_pos is {position}; the prompt has {n} tokens, 0 to {n - 1} (BOS included)")
     features = torch.tensor(list(data.feature_data_dict))
-    counted = token_mask(tokens, capture.models[0].tokenizer).counted
+    mask = token_mask(tokens, capture.models[0].tokenizer)
     captured = capture.run(tokens, final=True)
-    acts = capture.dictionary.encode_features(captured.sources, features)[0].cpu() * counted[0][:, None]
-    losses = _fill(data, capture, tokens, acts, [final[0] for final in captured.final], features)
+    acts = capture.dictionary.encode_features(captured.sources, features)[0].cpu() * mask.counted[0][:, None]
+    parts = torch.arange(len(features)).split(features_at_a_time(capture, len(features)))
+    losses = torch.cat(
+        [_fill(data, capture, tokens, mask, acts[:, some], captured, features[some]) for some in parts], dim=-1
+    )
     scores = {
         "act_size": _rank_by_size(acts, features, n_top),
         "act_quantile": _rank_by_quantile(data, acts, features, n_top),
@@ -82,32 +88,47 @@ def _encode(data: "SaeVisData", capture: Capture, prompt: str) -> Int[Tensor, "1
 
 
 def _fill(
-    data: "SaeVisData", capture: Capture, tokens: Tensor, acts: Float[Tensor, "positions features"],
-    finals: list[Tensor], features: Tensor,
+    data: "SaeVisData", capture: Capture, tokens: Tensor, mask: Mask, acts: Float[Tensor, "positions features"],
+    captured: Captured, features: Tensor,
 ) -> Float[Tensor, "positions features"]:  # fmt: skip
     """-> loss effect at each predicted position of the first model that is written to, in nats."""
-    how = writers(capture, features)
     n = tokens.shape[1]
     whole = SequencesConfig(buffer=(0, n - 1), n_quantiles=0)
     group = Group("PROMPT", torch.tensor([0]))
     losses = torch.zeros(n, len(features))
+    how = writers(capture, features)
+    direct = {m: how.direct(m) for m in how.written}
+    shown, firing = _firing(capture, tokens, mask, acts, captured, group, whole)
+    found = {m: how.changes(m, captured.final[m][0], vectors, firing, HOVER) for m, vectors in direct.items()}
     for i, feature in enumerate(features.tolist()):
-        where = acts[:, i].nonzero().squeeze(-1)
-        shown = windows([group], where, acts[where, i], n, whole)
-        direct = {m: how.direct(m, i) for m in how.written}
-        at = shown.sources
-        effects = {
-            m: how.effects(m, i, finals[m][at.to(finals[m].device)], acts[at, i], tokens, at, vector, 5)
-            for m, vector in direct.items()
-        }
-        sequences, records = build_sequences([group], shown, tokens, effects, direct)
+        at = (firing.which == i).nonzero().squeeze(-1)
+        effects = {m: [Effects(firing.tokens[at], changes[at])] for m, changes in found.items()}
+        vectors = {m: part[i] for m, part in direct.items()}
+        sequences, records = build_sequences([group], shown[i], tokens, mask, effects, vectors)
         data.feature_data_dict[feature].prompt_data = sequences.seq_group_data[0].seq_data[0]
-        record: ShownSequence = records[0][0]
-        data.panels[feature].prompt = record
+        data.panels[feature].prompt = records[0][0]
         if effects:
-            first = next(iter(effects.values()))
-            losses[first.positions + 1, i] = first.loss
+            first = next(iter(effects.values()))[0]
+            losses[first.positions + 1, i] = first.changes.loss
     return losses
+
+
+def _firing(
+    capture: Capture, tokens: Tensor, mask: Mask, acts: Tensor, captured: Captured, group: Group, cfg: SequencesConfig
+) -> tuple[list[Windows], Firing]:
+    """What fires on the prompt: the windows of each feature, and all of it together."""
+    shown, which, positions, values = [], [], [], []
+    for i, column in enumerate(acts.T):
+        where = column.nonzero().squeeze(-1)
+        window = windows([group], where, column[where], mask, cfg)
+        at, strength = window.sources()
+        shown.append(window)
+        which.append(torch.full((len(at),), i))
+        positions.append(at)
+        values.append(strength)
+    at = torch.cat(positions)
+    scales = {t: scale[0].cpu()[at] for t, scale in zip(capture.scaled, captured.scales, strict=True)}
+    return shown, Firing(torch.cat(which), torch.cat(values), at, following_tokens(tokens, at), scales)
 
 
 def _rank(values: Tensor, eligible: Tensor, features: Tensor, n_top: int, style: str, *, largest: bool) -> list:

@@ -12,14 +12,16 @@ from sae_vis.data_config_classes import SaeVisConfig
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.errors import near_misses
-from crossvis_tl.feature_acts import FeatureActs, gather
+from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
+from crossvis_tl.gathering import gather
+from crossvis_tl.masking import token_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.selection import parse_features, strongest, top_count
-from crossvis_tl.tokens import check_token_file, checked_tokens, load_tokens, token_mask
-from crossvis_tl.vis_data import SaeVisData
+from crossvis_tl.tokens import check_token_file, checked_tokens, load_tokens
+from crossvis_tl.vis_data import SaeVisData, checked, worth_keeping
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,11 +61,15 @@ class RenderJob:
         models = load_models(list(self.models), self.device, dtype)
         capture = Capture(dictionary.to(str(models[0].cfg.device)), models, self.token_replacements)
         tokens = load_tokens(self.tokens, models[0].tokenizer, min(self.context, models[0].cfg.n_ctx))
-        cfg = SaeVisConfig(**self.cfg_fields)
-        tokens = checked_tokens(tokens, models, str(self.tokens))
-        tokens = tokens if cfg.batch_size is None else tokens[: cfg.batch_size]
+        cfg = checked(SaeVisConfig(**self.cfg_fields))
+        tokens = checked_tokens(tokens, models, str(self.tokens))[: cfg.batch_size]
         mask = token_mask(tokens, models[0].tokenizer)
-        acts = gather(capture, tokens, mask, chosen, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose)
+        n_features = len(chosen) if chosen is not None else top or dictionary.n_features
+        keep_final = worth_keeping(capture, cfg, len(tokens), n_features)
+        acts = gather(
+            capture, tokens, mask, chosen, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose,
+            keep_final=keep_final,
+        )  # fmt: skip
         verdict(acts.fidelity)
         if self.choose is not None:
             acts = acts.select(self.choose(dictionary, acts))
@@ -71,4 +77,4 @@ class RenderJob:
             acts = acts.select(strongest(acts, top))
             if not len(acts.features):
                 raise ValueError(f"no feature fires on {self.tokens}; there is nothing to rank by maximum activation")
-        return SaeVisData.from_acts(capture, acts, cfg)
+        return SaeVisData.from_acts(acts, dictionary, cfg, capture=capture)

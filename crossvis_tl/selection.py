@@ -53,7 +53,8 @@ def _expand(part: str, dictionary: Dictionary) -> list[int]:
 
 
 def strongest(acts: "FeatureActs", count: int) -> list[int]:
-    """Indices of the `count` gathered features with the highest maximum activation, dead ones left out."""
-    maxima = acts.maxima()
+    """Indices of the `count` gathered features with the largest activations (by magnitude: some fire below zero), dead
+    ones left out."""
+    maxima = acts.strengths()
     order = maxima.argsort(descending=True, stable=True)[:count]
     return [int(i) for i in order if maxima[i] > 0]

@@ -14,8 +14,9 @@ from sae_vis.data_config_classes import SequencesConfig
 from sae_vis.data_storing_fns import SequenceData, SequenceGroupData, SequenceMultiGroupData
 from torch import Tensor
 
+from crossvis_tl.ablation import Changes
 from crossvis_tl.examples import Group
-from crossvis_tl.logit_effects import Effects
+from crossvis_tl.masking import Mask
 from crossvis_tl.panels import ShownSequence, TokenEffects
 
 DIGITS = 4
@@ -25,40 +26,44 @@ DIGITS = 4
 class Windows:
     """All examples of one feature. `grid`: flat positions [examples, before + 1 + after + 1], beginning one token
     before the window for its effect on the first; `inside`: which of them lie in the example's row; `acts`: the
-    feature's activation there, 0 outside."""
+    feature's activation there, 0 outside. `bold`: the column of the example's own token. `whole`: whether more is shown
+    than that (`compute_buffer`)."""
 
     grid: Int[Tensor, "examples width"]
     inside: Bool[Tensor, "examples width"]
     acts: Float[Tensor, "examples width"]
+    bold: int
+    whole: bool = True
 
-    @property
-    def sources(self) -> Int[Tensor, " p"]:
-        """Positions whose effect on the next token is shown, ascending."""
+    def sources(self) -> tuple[Int[Tensor, " p"], Float[Tensor, " p"]]:
+        """Positions whose effect on the next token is shown, ascending, and the activations there."""
         wanted = (self.acts[:, :-1] != 0) & self.inside[:, 1:]
-        return torch.unique(self.grid[:, :-1][wanted])
+        positions, inverse = torch.unique(self.grid[:, :-1][wanted], return_inverse=True)
+        values = torch.zeros(len(positions))
+        values[inverse] = self.acts[:, :-1][wanted]
+        return positions, values
 
 
 def windows(
     groups: Sequence[Group],
     where: Int[Tensor, " fired"],
     values: Float[Tensor, " fired"],
-    n_positions: int,
+    mask: Mask,
     cfg: SequencesConfig,
 ) -> Windows:
-    """Every example of every group, in order."""
+    """Every example of every group, in order; padding is left out of them."""
+    n_positions = mask.counted.shape[1]
     before, after = cfg.buffer
     bold = torch.cat([group.positions for group in groups]) if groups else torch.zeros(0, dtype=torch.long)
     offsets = torch.arange(-before - 1, after + 1)
     grid = bold[:, None] + offsets
-    inside = (
-        torch.div(grid, n_positions, rounding_mode="floor")
-        == torch.div(bold, n_positions, rounding_mode="floor")[:, None]
-    )
-    inside &= grid >= 0
+    row = bold[:, None] // n_positions
+    column = grid - row * n_positions
+    inside = (column >= mask.lead[row]) & (column < n_positions - mask.tail[row])
     acts = lookup(where, values, grid) * inside
     if not cfg.compute_buffer:
         acts = acts * (offsets == 0)
-    return Windows(grid, inside, acts)
+    return Windows(grid, inside, acts, before + 1, cfg.compute_buffer)
 
 
 def lookup(
@@ -71,40 +76,58 @@ def lookup(
     return torch.where(where[at] == positions, values[at], 0.0)
 
 
+@dataclass(frozen=True)
+class Effects:
+    """Effects on one model's predictions, made at `positions` (flat)."""
+
+    positions: Int[Tensor, " p"]
+    changes: Changes
+
+
 class _Listed(NamedTuple):
     """One model's effects as plain lists, and where each position's stand."""
 
     loss: list[float]
-    up: list[list[tuple[int, float]]]
-    down: list[list[tuple[int, float]]]
+    sides: tuple[list[list[int]], list[list[float]], list[list[int]], list[list[float]]]
     at: dict[int, int]
 
 
 def _listed(effects: Effects) -> _Listed:
+    changes = effects.changes
     return _Listed(
-        loss=effects.loss.double().round(decimals=DIGITS).tolist(),
-        up=_pairs(effects.up_ids, effects.up),
-        down=_pairs(effects.down_ids, effects.down),
+        loss=changes.loss.double().round(decimals=DIGITS).tolist(),
+        sides=(*_shown(changes.up_ids, changes.up), *_shown(changes.down_ids, changes.down)),
         at={position: i for i, position in enumerate(effects.positions.tolist())},
     )
 
 
-def _pairs(ids: Tensor, values: Tensor) -> list[list[tuple[int, float]]]:
-    rounded = values.double().round(decimals=DIGITS).tolist()  # all at once: a page holds millions of these
-    return [list(zip(row, column, strict=True)) for row, column in zip(ids.tolist(), rounded, strict=True)]
+def _shown(ids: Tensor, values: Tensor) -> tuple[list[list[int]], list[list[float]]]:
+    """Those that are not zero to the digits shown, which come last."""
+    rounded = values.double().round(decimals=DIGITS)  # all at once: a page holds millions of these
+    rows, numbers = ids.tolist(), rounded.tolist()
+    kept = (rounded != 0).sum(-1).tolist()
+    for i, n in enumerate(kept):
+        if n < len(rows[i]):
+            rows[i], numbers[i] = rows[i][:n], numbers[i][:n]
+    return rows, numbers
 
 
 def build_sequences(
     groups: Sequence[Group],
     shown: Windows,
     tokens: Int[Tensor, "rows positions"],
-    effects: dict[int, Effects],
+    mask: Mask,
+    effects: dict[int, list[Effects]],
     direct: dict[int, Float[Tensor, " d_vocab"]],
 ) -> tuple[SequenceMultiGroupData, list[list[ShownSequence]]]:
-    """-> sae_vis' data with the first model's effects, and our record of every sequence with all models' effects."""
+    """-> sae_vis' data with the first model's effects, and our record of every sequence with all models' effects.
+
+    `effects`: by model, of each example, or one of all examples together.
+    """
     flat = tokens.flatten()
     n_positions = tokens.shape[1]
-    listed = {m: _listed(part) for m, part in effects.items()}
+    documents = mask.documents.flatten()
+    listed = {m: [_listed(part) for part in parts] for m, parts in effects.items()}
     ids = flat[shown.grid.clamp(0, len(flat) - 1)]
     logits = {m: vector[ids.to(vector.device)].tolist() for m, vector in direct.items()}
     id_rows, inside, acts, grid = ids.tolist(), shown.inside.tolist(), shown.acts.tolist(), shown.grid.tolist()
@@ -114,9 +137,14 @@ def build_sequences(
         for _ in group.positions.tolist():
             columns = [c for c in range(1, len(inside[example])) if inside[example][c]]
             values = [round(acts[example][c], DIGITS) for c in columns]
-            parts = {m: _token_effects(listed[m], logits[m][example], grid[example], columns) for m in direct}
+            parts = {
+                m: _token_effects(found[min(example, len(found) - 1)], logits[m][example], grid[example], columns)
+                for m, found in listed.items()
+            }
             bold = int(group.positions[len(data)])
-            origin = ShownSequence(bold // n_positions, bold % n_positions, bold - grid[example][columns[0]], parts)
+            origin = ShownSequence(
+                bold // n_positions, bold % n_positions, bold - grid[example][columns[0]], parts, int(documents[bold])
+            )
             data.append(
                 _sequence_data([id_rows[example][c] for c in columns], values, next(iter(parts.values()), None))
             )
@@ -128,21 +156,24 @@ def build_sequences(
 
 
 def _token_effects(found: _Listed, logits: list[float], grid: list[int], columns: list[int]) -> TokenEffects:
-    loss, up, down = [], [], []
-    for c in columns:
-        i = found.at.get(grid[c - 1])
-        loss.append(0.0 if i is None else found.loss[i])
-        up.append([] if i is None else found.up[i])
-        down.append([] if i is None else found.down[i])
-    return TokenEffects(loss, [round(logits[c], DIGITS) for c in columns], up, down)
+    loss = [0.0] * len(columns)
+    sides: list[list] = [[[] for _ in columns] for _ in found.sides]
+    for i, c in enumerate(columns):
+        at = found.at.get(grid[c - 1])
+        if at is not None:
+            loss[i] = found.loss[at]
+            for side, values in zip(sides, found.sides, strict=True):
+                side[i] = values[at]
+    return TokenEffects(loss, [round(logits[c], DIGITS) for c in columns], *sides)
 
 
 def _sequence_data(ids: list[int], acts: list[float], effects: TokenEffects | None) -> SequenceData:
-    effects = effects or TokenEffects([0.0] * len(ids), [0.0] * len(ids), [[] for _ in ids], [[] for _ in ids])
-    return SequenceData(
-        token_ids=ids, feat_acts=acts, loss_contribution=effects.loss, token_logits=effects.logits,
-        top_token_ids=[[i for i, _ in pairs] for pairs in effects.up],
-        top_logits=[[v for _, v in pairs] for pairs in effects.up],
-        bottom_token_ids=[[i for i, _ in pairs] for pairs in effects.down],
-        bottom_logits=[[v for _, v in pairs] for pairs in effects.down],
-    )  # fmt: skip
+    """What sae_vis' constructor gives. That goes through every number to round it and to drop zeros, which is done
+    already: half of the time of making a page's data."""
+    effects = effects or TokenEffects([0.0] * len(ids), [0.0] * len(ids), *([[] for _ in ids] for _ in range(4)))
+    data = SequenceData.__new__(SequenceData)
+    data.token_ids, data.feat_acts, data.seq_len = ids, acts, len(ids)
+    data.loss_contribution, data.token_logits = effects.loss, effects.logits
+    data.top_token_ids, data.top_logits = effects.up_ids, effects.up
+    data.bottom_token_ids, data.bottom_logits = effects.down_ids, effects.down
+    return data

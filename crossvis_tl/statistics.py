@@ -1,5 +1,6 @@
 """Histograms, quantiles and correlations from sparse feature activations, in sae_vis' own data classes."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,12 @@ from sae_vis.utils_fns import ASYMMETRIC_RANGES_AND_PRECISIONS, FeatureStatistic
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from crossvis_tl.feature_acts import FeatureActs, spans
+from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.feature_acts import Block, FeatureActs
+from crossvis_tl.latent_scaling import Z95
+
+# Products of features with features held at a time, in numbers.
+PRODUCTS = 2**24
 
 
 def histogram(values: Float[Tensor, " n"], n_bins: int) -> tuple[list[int], float, float]:
@@ -51,6 +57,19 @@ def logits_histogram(logits: Float[Tensor, " d_vocab"], n_bins: int) -> LogitsHi
     return LogitsHistogramData(**_bars(logits, n_bins))
 
 
+def density_interval(n_fired: int, n_counted: int) -> tuple[float, float]:
+    """95 % interval of the share of tokens a feature fires on (Wilson's score interval), as if tokens were independent.
+
+    For a feature that never fired on n tokens it ends near 4 / n: it may still be alive.
+    """
+    if n_counted < 1:
+        return 0.0, 1.0
+    share, spread = n_fired / n_counted, Z95**2 / n_counted
+    middle = (share + spread / 2) / (1 + spread)
+    half = (Z95 / (1 + spread)) * (share * (1 - share) / n_counted + spread / (4 * n_counted)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def feature_statistics(acts: FeatureActs) -> FeatureStatistics:
     """Maximum, density and sae_vis' quantile grid of each feature over all counted tokens, the zeros included.
 
@@ -61,12 +80,15 @@ def feature_statistics(acts: FeatureActs) -> FeatureStatistics:
         step = 10**-precision
         grid.extend(np.arange(start, end - 0.5 * step, step))
     quantile_data, maxima, density = [], [], []
-    points = np.asarray(grid) * (acts.n_counted - 1)
-    for begin, end in spans(acts):
-        values = np.sort(acts.values[begin:end].numpy())
-        quantile_data.append(_quantiles(values, acts.n_counted, points))
-        maxima.append(float(values[-1]) if len(values) else 0.0)
-        density.append(len(values) / max(acts.n_counted, 1))
+    n = acts.n_counted
+    points = np.asarray(grid) * (n - 1)
+    for block in acts.blocks():
+        for _, _, fired in block.each():
+            values = np.sort(fired.numpy())
+            quantile_data.append(_quantiles(values, n, points))
+            zero = [0.0] if len(values) < n else []  # a feature that only fires below zero has its maximum there
+            maxima.append(max([float(v) for v in values[-1:]] + zero, default=0.0))
+            density.append(len(values) / max(n, 1))
     return FeatureStatistics(
         max=maxima, frac_nonzero=density, quantile_data=quantile_data, quantiles=[round(q, 6) for q in [*grid, 1.0]],
         ranges_and_precisions=ASYMMETRIC_RANGES_AND_PRECISIONS,
@@ -76,23 +98,22 @@ def feature_statistics(acts: FeatureActs) -> FeatureStatistics:
 def _quantiles(values: np.ndarray, n: int, points: np.ndarray) -> list[float]:
     """Linear interpolation in the sorted values and their n - len(values) zeros; leading zeros stripped, as sae_vis
     stores them."""
-    negative = values[values < 0]
-    positive = values[values >= 0]
-    n_zeros = n - len(values)
+    n_negative, n_zeros = int(np.searchsorted(values, 0)), n - len(values)
+    padded = np.append(values.astype(np.float64), 0.0)  # the last place is the zero that all silent tokens share
 
     def at(index: np.ndarray) -> np.ndarray:
-        out = np.zeros(len(index))
-        low, high = index < len(negative), index >= len(negative) + n_zeros
-        out[low] = negative[index[low]]
-        out[high] = positive[index[high] - len(negative) - n_zeros]
-        return out
+        silent = (index >= n_negative) & (index < n_negative + n_zeros)
+        place = np.where(index < n_negative, index, index - n_zeros)
+        return padded[np.where(silent, len(values), place)]
 
     below = np.floor(points).astype(int)
-    above = np.minimum(below + 1, n - 1)
-    result = at(below) + (points - below) * (at(above) - at(below))
-    rounded = [round(float(value), 6) for value in result]
-    first = next((i for i, value in enumerate(rounded) if abs(value) > 1e-6), len(rounded))
-    return rounded[first:]
+    # the grid below the first value that is not zero needs no looking up
+    first = int(np.searchsorted(below, n_zeros - 1)) if n_negative == 0 and n_zeros > 0 else 0
+    below, points = below[first:], points[first:]
+    low, high = at(below), at(np.minimum(below + 1, n - 1))
+    rounded = np.round(low + (points - below) * (high - low), 6)
+    visible = np.flatnonzero(np.abs(rounded) > 1e-6)
+    return rounded[visible[0] :].tolist() if len(visible) else []
 
 
 @dataclass(frozen=True)
@@ -103,38 +124,83 @@ class Correlated:
     pearson: list[list[float]]
     cosine: list[list[float]]
 
+    @classmethod
+    def joined(cls, parts: Sequence["Correlated"]) -> "Correlated":
+        """One after another."""
+        columns = ([row for part in parts for row in getattr(part, name)] for name in ("indices", "pearson", "cosine"))
+        return cls(*columns)
+
 
 def correlate_features(acts: FeatureActs, other: FeatureActs, k: int, *, same: bool) -> Correlated:
     """Partners of `acts`' features among all of `other`'s, by Pearson correlation over counted tokens.
 
     `same`: the two are one, so a feature is no partner of itself. Indices are feature numbers.
     """
-    n = acts.n_counted
-    products = torch.from_numpy((_sparse(acts) @ _sparse(other).T).toarray())
-    pearson, cosine = _normalise(products, *_moments(acts), *_moments(other), n)
-    if same:
-        pearson.fill_diagonal_(-torch.inf)
-    k = min(k, pearson.shape[1] - int(same))
-    return _best(pearson, cosine, k, other.features)
+    y, yy = _moments(other)
+    k = min(k, len(other.features) - int(same))
+    rows = max(1, PRODUCTS // max(len(other.features), 1))
+    found = []
+    for block in _short(acts.blocks(), rows):
+        mine = _sparse(block, acts)
+        products = np.concatenate([(mine @ _sparse(theirs, other).T).toarray() for theirs in other.blocks()], axis=1)
+        pearson, cosine = _normalise(torch.from_numpy(products), *_block_moments(block), y, yy, acts.n_counted)
+        if same:
+            own = torch.arange(len(block))
+            pearson[own, own + block.first] = -torch.inf
+        found.append(_best(pearson, cosine, k, other.features))
+    return Correlated.joined(found)
 
 
-def correlate_sites(acts: FeatureActs, k: int) -> Correlated:
-    """Dimensions of the source activations ("neurons") most correlated with each feature, all sources side by side."""
-    x, xx = acts.sums.x, acts.sums.xx
-    pearson, cosine = _normalise(acts.sums.products, *_moments(acts), x, xx, acts.n_counted)
-    return _best(pearson, cosine, min(k, len(x)), torch.arange(len(x)))
+def correlate_sites(acts: FeatureActs, dictionary: Dictionary, k: int) -> Correlated | None:
+    """Dimensions of the source activations ("neurons") most correlated with each feature, of the sources it reads;
+    numbered through all sources, side by side. None where the sums were too large to keep."""
+    if "sites.products" not in acts.sums:
+        return None
+    widths = [site.width for site in dictionary.sources]
+    first = [sum(widths[:s]) for s in range(len(widths))]
+    groups = torch.bucketize(acts.features, torch.tensor(dictionary.offsets[1:]), right=True)
+    parts: list[tuple[Tensor, Correlated]] = []
+    total, squares = _moments(acts)
+    for g, group in enumerate(dictionary.groups):
+        at = (groups == g).nonzero().squeeze(-1)
+        if not len(at):
+            continue
+        neurons = torch.cat([torch.arange(first[s], first[s] + widths[s]) for s in sorted(group.W_enc)])
+        products = acts.sums["sites.products"][acts.columns[at], : len(neurons)]
+        x, xx = acts.sums["sites.x"][neurons], acts.sums["sites.xx"][neurons]
+        pearson, cosine = _normalise(products, total[at], squares[at], x, xx, acts.n_counted)
+        parts.append((at, _best(pearson, cosine, min(k, len(neurons)), neurons)))
+    joined = Correlated.joined([part for _, part in parts])
+    order = torch.argsort(torch.cat([at for at, _ in parts])).tolist()
+    return Correlated(*([column[i] for i in order] for column in vars(joined).values()))
 
 
-def _sparse(acts: FeatureActs) -> csr_matrix:
-    shape = (len(acts.features), acts.tokens.numel())
-    return csr_matrix((acts.values.numpy(), acts.where.numpy(), acts.starts.numpy()), shape=shape)
+def _short(blocks: Iterator[Block], rows: int) -> Iterator[Block]:
+    """The same in blocks of at most so many features."""
+    for block in blocks:
+        for begin in range(0, len(block), rows):
+            starts = block.starts[begin : begin + rows + 1]
+            at = slice(int(starts[0]), int(starts[-1]))
+            yield Block(block.first + begin, starts - starts[0], block.where[at], block.values[at])
+
+
+def _sparse(block: Block, acts: FeatureActs) -> csr_matrix:
+    """[features, tokens], float64: products of many tokens would drift in float32."""
+    values = block.values.numpy().astype(np.float64)
+    shape = (len(block), acts.tokens.numel())
+    return csr_matrix((values, block.where.numpy(), block.starts.numpy()), shape=shape)
+
+
+def _block_moments(block: Block) -> tuple[Tensor, Tensor]:
+    """Sum and sum of squares of each feature."""
+    values, lengths = block.values.double(), block.starts.diff()
+    total = torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0)
+    return total, torch.segment_reduce(values.square(), "sum", lengths=lengths, initial=0.0)
 
 
 def _moments(acts: FeatureActs) -> tuple[Tensor, Tensor]:
-    """Sum and sum of squares of each feature."""
-    lengths = acts.starts.diff()
-    total = torch.segment_reduce(acts.values, "sum", lengths=lengths, initial=0.0)
-    return total, torch.segment_reduce(acts.values.pow(2), "sum", lengths=lengths, initial=0.0)
+    totals, squares = zip(*(_block_moments(block) for block in acts.blocks()), strict=True)
+    return torch.cat(totals), torch.cat(squares)
 
 
 def _normalise(

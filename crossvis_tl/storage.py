@@ -15,7 +15,7 @@ from crossvis_tl.panels import FeaturePanels, TokenEffects
 if TYPE_CHECKING:
     from crossvis_tl.vis_data import SaeVisData
 
-VERSION = 1
+VERSION = 2
 
 
 def save_json(data: "SaeVisData", path: Path) -> None:
@@ -82,4 +82,4 @@ def shown_ids(data: "SaeVisData") -> set[int]:
 
 
 def effect_ids(effects: TokenEffects) -> set[int]:
-    return {token for pairs in (*effects.up, *effects.down) for token, _ in pairs}
+    return {token for ids in (*effects.up_ids, *effects.down_ids) for token in ids}

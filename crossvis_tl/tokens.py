@@ -1,13 +1,12 @@
-"""Token sets: read from a file or a text, checked against the model, and which of their positions count."""
+"""Token sets: read from a file or a text, and checked against the model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 TOKEN_SUFFIXES = (".npy", ".npz", ".safetensors", ".pt")
-Masking = Literal["special", "none"]
 
 
 def load_tokens(path: str | Path, tokenizer: Any = None, context: int = 128) -> Int[Tensor, "rows positions"]:
@@ -144,43 +142,3 @@ def replaced_tokens(
     for old, new in replacements.items():
         changed[tokens == old] = new
     return changed
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Which positions count, and in words which do not. `counted`: bool [rows, positions]."""
-
-    counted: Bool[Tensor, "rows positions"]
-    text: str
-
-
-def token_mask(tokens: Int[Tensor, "rows positions"], tokenizer: Any, masking: Masking = "special") -> Mask:
-    """Leaves out BOS and padding: the run of such tokens that a row begins with, and the padding it ends with.
-
-    With `masking="none"`, or where the tokenizer has neither, every position counts. ValueError if none would.
-    """
-    if masking not in get_args(Masking):
-        raise ValueError(f"masking={masking!r}; expected {' or '.join(map(repr, get_args(Masking)))}")
-    counted = torch.ones_like(tokens, dtype=torch.bool)
-    bos = getattr(tokenizer, "bos_token_id", None)
-    pad = getattr(tokenizer, "pad_token_id", None)
-    if masking == "none" or (bos is None and pad is None):
-        return Mask(counted, "nothing masked")
-    at_start = _run(tokens, {bos, pad})
-    at_end = _run(tokens.flip(-1), {pad}).flip(-1)
-    counted &= ~(at_start | at_end)
-    if not counted.any():
-        raise ValueError("every token is BOS or padding; nothing is left to look at")
-    n_bos = int((at_start & (tokens == bos)).sum()) if bos is not None else 0
-    if bos == pad and bos is not None:  # BOS doubles as padding: the last of the run is BOS, the others are padding
-        n_bos = int(at_start.any(-1).sum())
-    n_pad = int((~counted).sum()) - n_bos
-    return Mask(counted, f"masked: BOS ({n_bos:,} tokens), padding ({n_pad:,} tokens)")
-
-
-def _run(tokens: Tensor, ids: set[int | None]) -> Tensor:
-    """Positions in the run of `ids` that each row begins with."""
-    inside = torch.zeros_like(tokens, dtype=torch.bool)
-    for token in ids - {None}:
-        inside |= tokens == token
-    return inside.cumprod(-1).bool()

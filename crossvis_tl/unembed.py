@@ -5,6 +5,7 @@ scale makes a feature's effect cheap: the numerator is linear, so that of `x - a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,11 @@ class Unembedding:
     eps: float
     softcap: float
 
+    @cached_property
+    def biased(self) -> bool:
+        """Whether there is any offset."""
+        return bool(self.offset.any())
+
     def scale(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
         """What the final norm divides by at each position."""
         if not self.norm:
@@ -47,7 +53,9 @@ class Unembedding:
         self, projected: Float[Tensor, "*batch d_vocab"], scale: Float[Tensor, "*batch 1"]
     ) -> Float[Tensor, "*batch d_vocab"]:
         """Logits from the linear part and the scale."""
-        logits = projected / scale + self.offset
+        logits = projected / scale
+        if self.biased:
+            logits += self.offset
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap > 0 else logits
 
     def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:

@@ -1,12 +1,14 @@
 """`SaeVisData`: sae_vis' class, made for every dictionary from one pass over the tokens, saved as a page that opens
 anywhere."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Int
 from rich.console import Console
 from sae_vis.data_config_classes import SaeVisConfig
@@ -14,46 +16,33 @@ from sae_vis.data_storing_fns import SaeVisData as StockSaeVisData
 from torch import Tensor
 
 from crossvis_tl import storage
-from crossvis_tl.build import build, rows_per_batch
+from crossvis_tl.build import Showing, build
 from crossvis_tl.capture import Capture
-from crossvis_tl.dictionary import Dictionary, Site
+from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.effects import Effect, check_effect
 from crossvis_tl.encoders import as_dictionary
-from crossvis_tl.errors import feature_numbers, short_list
-from crossvis_tl.feature_acts import FeatureActs, gather
-from crossvis_tl.fidelity import site_label, warn_if_bad
-from crossvis_tl.models import load_models, name_of
+from crossvis_tl.errors import feature_numbers
+from crossvis_tl.examples import PER_DOCUMENT
+from crossvis_tl.feature_acts import FeatureActs
+from crossvis_tl.fidelity import warn_if_bad
+from crossvis_tl.fingerprints import dictionary_fingerprint, model_fingerprint, tokens_fingerprint
+from crossvis_tl.gathering import gather
+from crossvis_tl.manifest import replacements_from_json
+from crossvis_tl.masking import Masking, token_mask
+from crossvis_tl.models import load_models
 from crossvis_tl.notebook import show
 from crossvis_tl.page import write_page
 from crossvis_tl.page_data import feature_page, prompt_page
+from crossvis_tl.page_facts import PageFacts, page_facts
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.panels import FeaturePanels
 from crossvis_tl.prompts import gather_prompt
-from crossvis_tl.tokens import Masking, checked_tokens, token_mask
+from crossvis_tl.store import open_store, read_vocabulary
+from crossvis_tl.tokens import checked_tokens
 from crossvis_tl.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-
-
-# Facts of a dictionary that change its numbers and that its files alone do not settle.
-REPORTED = ("calibrated", "input_scale", "input_layer_norm", "apply_b_dec_to_input", "activation")
-
-
-@dataclass
-class PageFacts:
-    """What a page says of its dictionary, models and tokens; enough to draw it again without them.
-
-    `facts`: [name, text] pairs. `fidelity`: `Fidelity.as_dict()`. `vocabulary`: text of every token id shown.
-    """
-
-    kind: str = "sae"
-    title: str = "Features"
-    models: list[str] = field(default_factory=list)
-    sources: list[dict[str, Any]] = field(default_factory=list)
-    targets: list[dict[str, Any]] = field(default_factory=list)
-    facts: list[list[str]] = field(default_factory=list)
-    fidelity: dict[str, Any] | None = None
-    vocabulary: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(repr=False)
@@ -68,67 +57,156 @@ class SaeVisData(StockSaeVisData):
     models: list["HookedTransformer"] = field(default_factory=list)
 
     @classmethod
-    def create(  # type: ignore[override]
+    def create(  # type: ignore[override]  # noqa: PLR0913 - sae_vis' own call, with what its users ask for beside it
         cls,
-        encoder: Any,
-        model: "HookedTransformer | Sequence[HookedTransformer]",
-        tokens: Int[Tensor, "batch seq"],
+        encoder: Any = None,
+        model: "HookedTransformer | Sequence[HookedTransformer] | None" = None,
+        tokens: Int[Tensor, "batch seq"] | None = None,
         cfg: SaeVisConfig | None = None,
         encoder_B: Any = None,
         *,
+        sae: Any = None,
+        sae_B: Any = None,
         masking: Masking = "special",
+        masked_tokens: Sequence[int | str] = (),
+        masked_positions: Sequence[int] = (),
+        documents: Int[Tensor, "batch *seq"] | None = None,
         token_replacements: Replacements | None = None,
+        effect: Effect = "direct",
+        latent_scaling: bool = False,
+        per_document: int | None = PER_DOCUMENT,
+        distinct: bool = True,
+        store: str | Path | None = None,
     ) -> "SaeVisData":
         """Dashboards for `cfg.features` of `encoder` on `tokens`; sae_vis' own call, with more taken.
 
-        `encoder`: a dictionary from `load_dictionary`, a sae_vis `AutoEncoder` or a sae_lens SAE. `model`: one model or
-        a list of them in the dictionary's order; whatever `load_model` takes will do. `tokens`: ids [sequences,
-        positions]. `masking`: "special" leaves BOS and padding out of every statistic and example, "none" nothing.
+        `encoder` (sae_vis 0.3: `sae`): a dictionary from `load_dictionary`, a sae_vis `AutoEncoder` or a sae_lens SAE.
+        `model`: one model or a list of them in the dictionary's order; whatever `load_model` takes will do. `tokens`:
+        ids [sequences, positions]. `encoder_B` (`sae_B`): a second one on the same models, whose features most
+        correlated with each shown one are listed.
+
+        `masking`, `masked_tokens`, `masked_positions`: what is left out of every statistic and example, by default BOS
+        and padding (`crossvis_tl.masking.token_mask`). `documents`: a number for each row or token; an example group
+        shows at most `per_document` tokens of one, and with `distinct` none whose surroundings it shows already.
         `token_replacements`: by model's number, ids that it reads in place of others ({0: {128006: 1432}}), as the
         producers of crosscoders do where a base model never saw a chat template's tokens.
 
+        `effect`: of a feature on the logits at the tokens shown. "direct": the final residual stream less what the
+        feature writes, later layers left as they are; "full": taken away where it is written, and the model run on;
+        "none": not computed. `latent_scaling`: for two models, beta and nu (arXiv 2504.02922). `store`: a folder to
+        keep what was gathered in; if it holds the beginning of this, the gathering goes on from there, and if all, no
+        model is run over the tokens again.
+
         ValueError before any long work when something does not fit; warns when the fidelity is implausible.
         """
-        cfg = cfg or SaeVisConfig()
+        encoder, encoder_B = _one_of("encoder", encoder, "sae", sae), _one_of("encoder_B", encoder_B, "sae_B", sae_B)
+        if encoder is None or model is None or tokens is None:
+            raise TypeError("SaeVisData.create needs an encoder (or sae), a model and tokens")
+        check_effect(effect)
+        cfg = checked(cfg or SaeVisConfig())
         models = load_models(model)
         device = str(models[0].cfg.device)
         capture = Capture(as_dictionary(encoder, cfg.hook_point).to(device), models, token_replacements)
-        tokens = checked_tokens(tokens, models)
-        tokens = tokens if cfg.batch_size is None else tokens[: cfg.batch_size]
-        mask = token_mask(tokens, models[0].tokenizer, masking)
-        acts = gather(
-            capture, tokens, mask, chosen_features(cfg), rows_per_batch=rows_per_batch(cfg), progress=cfg.verbose
-        )
-        Console(soft_wrap=True, markup=False, highlight=False).print("\n".join(acts.fidelity.lines()))
-        acts_B = None
+        capture_B = None
         if encoder_B is not None:
             capture_B = Capture(as_dictionary(encoder_B, cfg.hook_point).to(device), models, token_replacements)
-            acts_B = gather(
-                capture_B, tokens, mask, rows_per_batch=rows_per_batch(cfg), keep_final=False, progress=cfg.verbose
-            )
+        features = chosen_features(cfg, capture.dictionary)
+        tokens = checked_tokens(tokens, models)[: cfg.batch_size]
+        mask = token_mask(
+            tokens, models[0].tokenizer, masking, masked_tokens=masked_tokens, masked_positions=masked_positions,
+            documents=None if documents is None else torch.as_tensor(documents)[: cfg.batch_size],
+        )  # fmt: skip
+        n_features = capture.dictionary.n_features if features is None else len(features)
+        acts = gather(
+            capture, tokens, mask, features, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose,
+            keep_final=effect == "direct" and worth_keeping(capture, cfg, len(tokens), n_features),
+            latent_scaling=latent_scaling, out=store,
+        )  # fmt: skip
+        if cfg.verbose:
+            Console(soft_wrap=True, markup=False, highlight=False).print("\n".join(acts.fidelity.lines()))
+        acts_B = None
+        if capture_B is not None:
+            acts_B = gather(capture_B, tokens, mask, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose)
             warn_if_bad(acts_B.fidelity)
-        return cls.from_acts(capture, acts, cfg, acts_B, encoder=encoder, encoder_B=encoder_B)
+        return cls.from_acts(
+            acts, capture.dictionary, cfg, Showing(effect, per_document, distinct), capture=capture, acts_B=acts_B,
+            encoder=encoder, encoder_B=encoder_B,
+        )  # fmt: skip
+
+    @classmethod
+    def from_store(
+        cls,
+        store: str | Path,
+        encoder: Any,
+        cfg: SaeVisConfig | None = None,
+        *,
+        model: "HookedTransformer | Sequence[HookedTransformer] | None" = None,
+        tokens: Int[Tensor, "batch seq"] | None = None,
+        effect: Effect = "direct",
+        per_document: int | None = PER_DOCUMENT,
+        distinct: bool = True,
+    ) -> "SaeVisData":
+        """Dashboards of what was gathered into a folder before, of other features or in another layout.
+
+        `encoder`: the dictionary it was gathered with. `model`: only the sequences shown are run; without it, effects
+        on logits read "not gathered". `tokens`: need not be given. ValueError where any of them is another than was
+        gathered with, and for features that were not gathered.
+        """
+        check_effect(effect)
+        cfg = checked(cfg or SaeVisConfig())
+        acts = open_store(store)
+        if tokens is not None and tokens_fingerprint(torch.as_tensor(tokens)) != acts.manifest.tokens:
+            raise ValueError(f"{store} was gathered on other tokens than those given")
+        dictionary = acts.manifest.placed(as_dictionary(encoder, cfg.hook_point)).comparable()
+        if dictionary_fingerprint(dictionary) != acts.manifest.dictionary:
+            raise ValueError(
+                f"{store} was gathered with another dictionary ({acts.manifest.dictionary_name}), not {dictionary.name}"
+            )
+        capture = None
+        if model is not None:
+            models = load_models(model)
+            if [model_fingerprint(one) for one in models] != acts.manifest.models:
+                names = " and ".join(acts.manifest.model_names)
+                raise ValueError(f"{store} was gathered with other models, or in another order or precision: {names}")
+            replacements = replacements_from_json(acts.manifest.replacements)
+            capture = Capture(dictionary.to(str(models[0].cfg.device)), models, replacements)
+        features = chosen_features(cfg, dictionary)
+        acts = acts if features is None else acts.select_features(features)
+        return cls.from_acts(
+            acts, dictionary, cfg, Showing(effect, per_document, distinct), capture=capture, encoder=encoder,
+            vocabulary=read_vocabulary(store),
+        )  # fmt: skip
 
     @classmethod
     def from_acts(
         cls,
-        capture: Capture,
         acts: FeatureActs,
+        dictionary: Dictionary,
         cfg: SaeVisConfig,
-        acts_B: FeatureActs | None = None,
+        showing: Showing | None = None,
         *,
+        capture: Capture | None = None,
+        acts_B: FeatureActs | None = None,
         encoder: Any = None,
         encoder_B: Any = None,
+        vocabulary: Mapping[int, str] | None = None,
     ) -> "SaeVisData":
-        """Dashboards of activations gathered before."""
+        """Dashboards of activations gathered before. `capture`: the dictionary on its models, for what needs them.
+        `vocabulary`: texts of token ids, where there is no model to say them."""
         warn_if_bad(acts.fidelity)
-        built = build(capture, acts, cfg, acts_B)
+        showing = showing or Showing()
+        dictionary = dictionary if capture is None else capture.dictionary
+        built = build(dictionary, acts, cfg, showing, capture, acts_B)
+        models = [] if capture is None else capture.models
         data = cls(
             feature_data_dict=built.feature_data, feature_stats=built.statistics, cfg=cfg,
-            model=capture.models[0], encoder=capture.dictionary if encoder is None else encoder, encoder_B=encoder_B,  # type: ignore[arg-type]
-            panels=built.panels, page=_page_facts(capture, acts), models=capture.models,
+            model=models[0] if models else None, encoder=dictionary if encoder is None else encoder,  # type: ignore[arg-type]
+            encoder_B=encoder_B, panels=built.panels, models=models,
+            page=page_facts(dictionary, acts, showing.effect if capture is not None else None),
         )  # fmt: skip
-        data.page.vocabulary = Vocabulary(capture.models[0].tokenizer).texts(storage.shown_ids(data))
+        ids, known = storage.shown_ids(data), vocabulary or {}
+        texts = Vocabulary(models[0].tokenizer if models else None).texts(ids)
+        data.page.vocabulary = {i: known.get(i, text) if not models else text for i, text in texts.items()}
         return data
 
     def save_feature_centric_vis(self, filename: str | Path, feature_idx: int | None = None) -> None:
@@ -192,62 +270,36 @@ class SaeVisData(StockSaeVisData):
         )  # fmt: skip
 
 
-def chosen_features(cfg: SaeVisConfig) -> list[int] | None:
+def _one_of(name: str, value: Any, other_name: str, other: Any) -> Any:
+    if value is not None and other is not None:
+        raise ValueError(f"{name}= and {other_name}= are two names of one thing; give one of them")
+    return other if value is None else value
+
+
+def chosen_features(cfg: SaeVisConfig, dictionary: Dictionary) -> list[int] | None:
+    """Those `cfg` names, None for all. ValueError when one is out of range."""
     if cfg.features is None:
         return None
-    return feature_numbers(cfg.features, "cfg.features")
+    features = feature_numbers(cfg.features, "cfg.features")
+    dictionary.check_features(features)
+    return features
 
 
-def _page_facts(capture: Capture, acts: FeatureActs) -> PageFacts:
-    dictionary = capture.dictionary
-    names = [name_of(model) for model in capture.models]
-    rows, positions = acts.tokens.shape
-    facts = [
-        [
-            "dictionary",
-            f"{dictionary.name}: {dictionary.n_features:,} {dictionary.activation} features, {dictionary.format}",
-        ],
-        ["models", ", ".join(names)],
-        ["processing", _processing(dictionary)],
-        ["tokens", f"{acts.n_counted:,} counted in {rows:,} sequences of {positions}"],
-        ["masked", acts.mask_text.removeprefix("masked: ")],
-        [
-            "logit effects",
-            "direct: the final residual stream minus what the feature writes, later layers left as they are",
-        ],
-    ]
-    facts += [[name.replace("_", " "), str(dictionary.facts[name])] for name in REPORTED if name in dictionary.facts]
-    for index, mapping in capture.replacements.items():
-        facts.append(["replaced tokens", f"{names[index]} reads {_pairs(mapping)}"])
-    if acts.fidelity.groups:
-        parts = (f"{group.label} {group.l0:.1f} ({group.dead:.1%} dead)" for group in acts.fidelity.groups)
-        facts.append(["L0 by layer", ", ".join(parts)])
-    return PageFacts(
-        kind=dictionary.kind,
-        title=f"{dictionary.name} · {' × '.join(names)}",
-        models=names,
-        sources=[_site(site, names) for site in dictionary.sources],
-        targets=[_site(site, names) for site in dictionary.targets],
-        facts=facts,
-        fidelity=acts.fidelity.as_dict(),
-    )
+def checked(cfg: SaeVisConfig) -> SaeVisConfig:
+    """ValueError for sizes that cannot be meant."""
+    for name in ("batch_size", "minibatch_size_tokens", "minibatch_size_features"):
+        value = getattr(cfg, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"cfg.{name} is {value!r}; expected a whole number of at least 1, or None for no bound")
+    return cfg
 
 
-def _pairs(mapping: Mapping[int, int]) -> str:
-    return short_list((f"{new} for {old}" for old, new in mapping.items()), 6)
-
-
-def _processing(dictionary: Dictionary) -> str:
-    """On what weights the models ran in training, in words."""
-    words = {"none": "none (HuggingFace's own activations)", "tl_default": "TransformerLens' default", None: "unknown"}
-    kinds = {site.processing for site in (*dictionary.sources, *dictionary.targets)}
-    return ", ".join(sorted(words.get(kind, str(kind)) for kind in kinds))
-
-
-def _site(site: Site, names: list[str]) -> dict[str, Any]:
-    return {
-        "model": site.model,
-        "hook": site.hook or site.hf_path,
-        "label": site_label(site, names),
-        "width": site.width,
-    }
+def worth_keeping(capture: Capture, cfg: SaeVisConfig, n_rows: int, n_features: int) -> bool:
+    """Whether running the models to their end while gathering costs less than running the shown sequences later."""
+    seq_cfg = cfg.feature_centric_layout.seq_cfg
+    if seq_cfg is None:
+        return False
+    examples = n_features * (seq_cfg.top_acts_group_size + seq_cfg.n_quantiles * seq_cfg.quantile_group_size)
+    shown = 1 - math.exp(-examples / n_rows)  # the share of rows that examples fall into
+    needed, layers = capture.layers_needed()
+    return shown * layers >= layers - needed

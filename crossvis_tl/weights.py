@@ -4,13 +4,14 @@ Safetensors and zipped `.pt` files are mapped into memory, so a tensor costs not
 ones are kept in their stored type; what is taken becomes float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 # A larger tensor is not looked through when its file is opened, but each part when it is taken.
 LARGE = 2**24
@@ -91,9 +92,24 @@ def take(weight: Weight, at: At, axis: int, what: str, dtype: torch.dtype = torc
     else:
         part = weight.index_select(axis, at.to(weight.device))
     part = part.to(dtype)
-    if is_large(weight) and not bool(torch.isfinite(part).all()):
-        raise ValueError(f"{what} holds NaN or infinite values; the file is damaged")
+    if is_large(weight):
+        _check_finite(weight, at, part, what)
     return part
+
+
+# Which slices of large weights were looked through: a gathering takes the same ones for every batch.
+_LOOKED_THROUGH: MutableMapping[object, set[tuple[int | None, int | None]]] = WeakIdKeyDictionary()
+
+
+def _check_finite(weight: Weight, at: At, part: Tensor, what: str) -> None:
+    known = _LOOKED_THROUGH.setdefault(weight, set())
+    key = None if isinstance(at, Tensor) else (None, None) if at is None else (at.start, at.stop)
+    if key in known:
+        return
+    if not all_finite(part):
+        raise ValueError(f"{what} holds NaN or infinite values; the file is damaged")
+    if key is not None:
+        known.add(key)
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -93,6 +93,11 @@ class Writing(Numbered):
             raise TypeError(f"source {source} of {self.name} is not normalised at each token")
         return norm.statistics(inputs[source].to(device=self.device, dtype=torch.float32))
 
+    def token_scale(self, inputs: Sequence[Tensor], target: int) -> Float[Tensor, "*batch"]:
+        """What a decoder row is multiplied by at each token where its normalisation is taken back (`undone`)."""
+        _, std = self._token_statistics(inputs, self.undone[target])
+        return std[..., 0]
+
     def decoder(
         self, features: Int[Tensor, " selected"], target: int, *, trained: bool = False
     ) -> Float[Tensor, "selected d_target"]:

@@ -8,7 +8,7 @@ import torch
 
 from crossvis_tl import SaeVisData, calibrate, estimate_input_scale, load_dictionary
 from crossvis_tl.capture import Capture
-from crossvis_tl.tokens import token_mask
+from crossvis_tl.masking import token_mask
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {"f7_untied_batchtopk": {}, "f7_untied_topk": {}}

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from crossvis_tl import demo, load_dictionary, load_model, load_tokens
 from crossvis_tl.capture import Capture
 from crossvis_tl.cli import app
-from crossvis_tl.feature_acts import gather
+from crossvis_tl.gathering import gather
 from crossvis_tl.geometry import site_geometry
-from crossvis_tl.tokens import token_mask
+from crossvis_tl.masking import token_mask
 from crossvis_tl.vocabulary import Vocabulary
 
 

@@ -354,14 +354,15 @@ def test_a_damaged_openai_file(tmp_path, content, text):
         load_dictionary(folder)
 
 
-def test_a_feature_of_a_normalised_token_has_no_single_direction(tl_models):
+def test_what_a_feature_of_a_normalised_token_writes_is_scaled_at_each_token(tl_models):
     from crossvis_tl.logit_effects import residual_written
 
     path = GOLDEN / "f12_openai_topk_ln_rawkeys/checkpoint/6.pt"
     for norm in (True, False):
         dictionary = load_dictionary(path, input_layer_norm=norm, hook_point="blocks.1.hook_mlp_out")
-        direction = residual_written(dictionary, torch.tensor([0, 3]), tl_models[0], 0)
-        assert (direction is None) == norm
+        written = residual_written(dictionary, torch.tensor([0, 3]), tl_models[0], 0)
+        assert written is not None
+        assert written.scaled == (0 if norm else None)
 
 
 def test_a_language_model_is_no_dictionary(models_dir):

@@ -147,14 +147,15 @@ def test_a_raw_output_reaches_the_stream_by_the_frozen_norm(name):
     torch.testing.assert_close(write.through(vector, model) / scale, frozen, atol=1e-5, rtol=1e-4)
 
 
-def test_a_feature_behind_a_post_norm_has_no_single_direction(tmp_path):
+def test_what_a_feature_behind_a_post_norm_writes_is_scaled_at_each_token(tmp_path):
     from crossvis_tl.logit_effects import residual_written
 
     model = load_model(build("gemma 2"))
-    for place, known in (("model.layers.1.mlp.output", False), ("blocks.1.hook_mlp_out", True)):
+    for place, scaled in (("model.layers.1.mlp.output", 0), ("blocks.1.hook_mlp_out", None)):
         dictionary = load_dictionary(write_crosscoder(tmp_path / place, n_sources=1, hook_point=place))
-        direction = residual_written(dictionary, torch.tensor([0, 3]), model, 0)
-        assert (direction is not None) == known
+        written = residual_written(dictionary, torch.tensor([0, 3]), model, 0)
+        assert written is not None
+        assert written.scaled == scaled
 
 
 def processed(seed: int):

@@ -9,28 +9,40 @@ from sae_vis.data_config_classes import SequencesConfig
 from sae_vis.utils_fns import FeatureStatistics
 
 from crossvis_tl import statistics
-from crossvis_tl.examples import choose
-from crossvis_tl.feature_acts import FeatureActs, SiteSums
+from crossvis_tl.examples import Picker, choose
+from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity
+from crossvis_tl.manifest import Manifest
+from crossvis_tl.masking import token_mask
+from crossvis_tl.parts import Part
 from crossvis_tl.sequences import lookup, windows
 
 
-def sparse(dense: torch.Tensor, n_positions: int = 8) -> FeatureActs:
-    """[tokens, features] -> the same, kept by feature."""
+def sparse(dense: torch.Tensor, n_positions: int = 8, n_parts: int = 1) -> FeatureActs:
+    """[tokens, features] -> the same, kept by feature, in parts of whole rows."""
     rows = dense.shape[0] // n_positions
-    parts = [(column != 0).nonzero().squeeze(-1) for column in dense.T]
-    starts = torch.tensor([0] + [len(p) for p in parts]).cumsum(0)
-    width = 3
-    sums = SiteSums(torch.zeros(dense.shape[1], width), torch.zeros(width), torch.zeros(width))
-    return FeatureActs(
-        torch.zeros(rows, n_positions, dtype=torch.long), torch.ones(rows, n_positions, dtype=torch.bool), "",
-        torch.arange(dense.shape[1]), starts, torch.cat(parts),
-        torch.cat([dense[p, i] for i, p in enumerate(parts)]), sums, Fidelity("", "", [], 0, 0, 0),
-    )  # fmt: skip
+    parts = []
+    for some in dense.split(-(-rows // n_parts) * n_positions):
+        where = [(column != 0).nonzero().squeeze(-1) for column in some.T]
+        starts = torch.tensor([0] + [len(p) for p in where]).cumsum(0)
+        values = torch.cat([some[p, i] for i, p in enumerate(where)])
+        parts.append(Part(len(some) // n_positions, starts, torch.cat(where).int(), values, torch.zeros(0, 0)))
+    tokens = torch.arange(rows * n_positions).reshape(rows, n_positions)
+    mask = token_mask(tokens, None, "none")
+    features = torch.arange(dense.shape[1])
+    manifest = Manifest("", "", [], [], "", "", len(features), [], {}, False, [], {}, {}, [])
+    return FeatureActs(tokens, mask, features, features, tuple(parts), {}, Fidelity("", "", [], 0, 0, 0), manifest)
+
+
+def picker(rows: int, **options) -> Picker:
+    """For rows of 8 tokens, all different and each row a document."""
+    tokens = torch.arange(rows * 8).reshape(rows, 8)
+    return Picker(tokens, token_mask(tokens, None, "none"), (2, 2), **({"per_document": None} | options))
 
 
 @st.composite
 def dense_acts(draw, signed: bool = False):
+    """[64, features]"""
     features = draw(st.integers(1, 5))
     seed = draw(st.integers(0, 2**16))
     share = draw(st.floats(0, 1))
@@ -43,7 +55,7 @@ def dense_acts(draw, signed: bool = False):
 @settings(deadline=None, max_examples=40)
 @given(dense_acts())
 def test_quantiles_are_those_of_all_tokens(dense):
-    got = statistics.feature_statistics(sparse(dense))
+    got = statistics.feature_statistics(sparse(dense, n_parts=2))
     want = FeatureStatistics.create(data=dense.T.contiguous())
     assert got.quantiles == want.quantiles
     assert got.max == pytest.approx(want.max)
@@ -68,7 +80,7 @@ def test_signed_quantiles_too(dense):
 @settings(deadline=None, max_examples=40)
 @given(dense_acts(signed=True))
 def test_correlations_are_numpys(dense):
-    acts = sparse(dense)
+    acts = sparse(dense, n_parts=3)
     n = dense.shape[1]
     found = statistics.correlate_features(acts, acts, n, same=True)
     with np.errstate(all="ignore"):
@@ -102,7 +114,7 @@ def test_groups_hold_what_their_titles_say(seed, fired, n_quantiles, top, each):
     where = torch.randperm(400, generator=generator)[:fired].sort().values
     values = torch.rand(fired, generator=generator) + 1e-3
     cfg = SequencesConfig(n_quantiles=n_quantiles, top_acts_group_size=top, quantile_group_size=each)
-    groups = choose(where, values, 400, cfg, generator)
+    groups = choose(where, values, 400, cfg, generator, picker(50))
     assert len(groups) == 1 + n_quantiles
     shown = lookup(where, values, groups[0].positions)
     assert shown.tolist() == values.sort(descending=True).values[:top].tolist()
@@ -116,7 +128,7 @@ def test_groups_hold_what_their_titles_say(seed, fired, n_quantiles, top, each):
 
 def test_a_feature_that_never_fired_has_no_groups():
     empty = torch.zeros(0)
-    assert choose(empty.long(), empty, 10, SequencesConfig(), torch.Generator()) == []
+    assert choose(empty.long(), empty, 10, SequencesConfig(), torch.Generator(), picker(2)) == []
 
 
 @settings(deadline=None)
@@ -126,8 +138,8 @@ def test_windows_stay_in_their_row(flat, before, after):
     start, end = max(0, position - before), min(8, position + after + 1)
     cfg = SequencesConfig(buffer=(before, after), n_quantiles=0)
     where, values = torch.tensor([flat]), torch.tensor([1.5])
-    groups = choose(where, values, 48, cfg, torch.Generator())
-    grid = windows(groups, where, values, 8, cfg)
+    groups = choose(where, values, 48, cfg, torch.Generator(), picker(6))
+    grid = windows(groups, where, values, picker(6).mask, cfg)
     kept = grid.grid[0][1:][grid.inside[0][1:]]
     assert kept.tolist() == list(range(row * 8 + start, row * 8 + end))
     assert grid.acts.sum() == 1.5

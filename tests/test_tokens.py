@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from crossvis_tl import load_tokens
-from crossvis_tl.tokens import check_tokens, token_mask
+from crossvis_tl.masking import token_mask
+from crossvis_tl.tokens import check_tokens
 from tests.conftest import N_CTX, VOCABULARY, tiny_tokenizer
 
 IDS = torch.tensor([[0, 5, 59, 7], [0, 1, 2, 3], [0, 9, 9, 9]])

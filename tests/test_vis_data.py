@@ -264,7 +264,7 @@ def test_json_of_another_kind_or_version_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no crossvis_tl dashboards"):
         SaeVisData.load_json(tmp_path / "x.json")
     (tmp_path / "x.json").write_text(json.dumps({"crossvis_tl": {"version": 99}}))
-    with pytest.raises(ValueError, match=r"is of version 99; this crossvis_tl reads version 1"):
+    with pytest.raises(ValueError, match=r"is of version 99; this crossvis_tl reads version 2"):
         SaeVisData.load_json(tmp_path / "x.json")
 
 
@@ -343,7 +343,7 @@ def test_a_second_pass_gives_the_same_effects(crosscoder_dir, tl_models, tokens,
     dictionary = load_dictionary(crosscoder_dir)
     cfg = sae_vis.SaeVisConfig(features=[5, 12])
     kept = SaeVisData.create(dictionary, tl_models, tokens, cfg)
-    monkeypatch.setattr("crossvis_tl.feature_acts.FINAL_BUDGET", 0)
+    monkeypatch.setattr("crossvis_tl.gathering.FINAL_BUDGET", 0)
     again = SaeVisData.create(dictionary, tl_models, tokens, cfg)
     for feature in (5, 12):
         for one, other in zip(kept.panels[feature].sequences, again.panels[feature].sequences, strict=True):
@@ -399,8 +399,11 @@ def test_the_deepest_residual_site_is_the_effect(tmp_path, tl_models):
     assert torch.equal(direction.direction, dictionary.decoder(features, 0))
 
 
-def test_the_verdict_is_printed(crosscoder_dir, tl_models, tokens, capsys):
-    SaeVisData.create(load_dictionary(crosscoder_dir), tl_models, tokens, sae_vis.SaeVisConfig(features=[0]))
+def test_the_verdict_is_printed_where_it_may_speak_and_nothing_where_not(crosscoder_dir, tl_models, tokens, capsys):
+    dictionary = load_dictionary(crosscoder_dir)
+    SaeVisData.create(dictionary, tl_models, tokens, sae_vis.SaeVisConfig(features=[0]))
+    assert not any(capsys.readouterr())
+    SaeVisData.create(dictionary, tl_models, tokens, sae_vis.SaeVisConfig(features=[0], verbose=True))
     printed = capsys.readouterr().out
     assert printed.startswith("fidelity implausible: FVU")
     assert "FVU" in printed.splitlines()[1]

@@ -1,0 +1,170 @@
+"""Which positions count, in every statistic and example alike; where rows begin behind padding; which document each
+token belongs to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from crossvis_tl.errors import near_misses, short_list, whole_numbers
+
+Masking = Literal["special", "all special", "none"]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which positions count. `counted`: bool [rows, positions]. `masked`: what does not count, and how many tokens
+    that are. `lead`, `tail`: how many padding tokens each row begins and ends with. `documents`: the number of the
+    document each token belongs to, [rows, positions]; `documents_given`: by the caller.
+    """
+
+    counted: Bool[Tensor, "rows positions"]
+    masked: tuple[tuple[str, int], ...]
+    lead: Int[Tensor, " rows"]
+    tail: Int[Tensor, " rows"]
+    documents: Int[Tensor, "rows positions"]
+    documents_given: bool = False
+
+    @property
+    def text(self) -> str:
+        """What does not count, in words."""
+        parts = ", ".join(f"{what} ({n:,} token{'' if n == 1 else 's'})" for what, n in self.masked)
+        return f"masked: {parts}" if parts else "nothing masked"
+
+    @property
+    def n_counted(self) -> int:
+        return int(self.counted.sum())
+
+    def rows(self, at: slice) -> "Mask":
+        return Mask(
+            self.counted[at], self.masked, self.lead[at], self.tail[at], self.documents[at], self.documents_given
+        )
+
+
+def token_mask(
+    tokens: Int[Tensor, "rows positions"],
+    tokenizer: Any,
+    masking: Masking = "special",
+    *,
+    masked_tokens: Sequence[int | str] = (),
+    masked_positions: Sequence[int] = (),
+    documents: Int[Tensor, "rows *positions"] | None = None,
+) -> Mask:
+    """Leaves out BOS and padding: the run of such tokens that a row begins with, and the padding it ends with.
+
+    `masking`: "special" does that, "all special" also leaves out the tokenizer's special tokens wherever they stand,
+    "none" nothing. `masked_tokens`: more ids, or tokens as the tokenizer writes them, such as those of a chat template.
+    `masked_positions`: counted from the first token of a row that is no padding, or with -1, -2 ... from its last.
+    `documents`: a number for each row or each token; default: every row is a document, or several where it holds BOS
+    or the end of a text inside. ValueError if nothing would be left, or for what is no token or position.
+    """
+    if masking not in get_args(Masking):
+        hint = near_misses(str(masking), get_args(Masking))
+        raise ValueError(f"masking={masking!r}; expected {', '.join(map(repr, get_args(Masking)))}.{hint}")
+    bos = getattr(tokenizer, "bos_token_id", None)
+    pad = getattr(tokenizer, "pad_token_id", None)
+    start, end, lead = _edges(tokens, bos, pad if masking != "none" else None)
+    hidden = torch.zeros_like(tokens, dtype=torch.bool)
+    masked: list[tuple[str, int]] = []
+    if masking != "none" and (bos is not None or pad is not None):
+        hidden = start | end
+        n_bos = int((start & (tokens == bos)).sum()) if bos is not None else 0
+        if bos == pad and bos is not None:  # BOS doubles as padding: the last of the run is BOS, the others are padding
+            n_bos = int(start.any(-1).sum())
+        masked += [("BOS", n_bos), ("padding", int(hidden.sum()) - n_bos)]
+    ids = list(getattr(tokenizer, "all_special_ids", None) or ()) if masking == "all special" else []
+    if ids:
+        masked.append(_hide(hidden, torch.isin(tokens, torch.tensor(ids)), "other special tokens"))
+    if masked_tokens:
+        chosen = _token_ids(masked_tokens, tokenizer)
+        words = f"tokens {short_list(chosen, 6)}"
+        masked.append(_hide(hidden, torch.isin(tokens, torch.tensor(list(chosen.values()))), words))
+    if masked_positions:
+        numbers = whole_numbers(masked_positions, "masked_positions", "positions such as 0, 1 or -1")
+        words = f"positions {short_list(numbers, 6)}"
+        masked.append(_hide(hidden, _at_positions(numbers, tokens.shape[1], lead, (end & ~start).sum(-1)), words))
+    tail = (end & ~start).sum(-1)
+    mask = Mask(
+        ~hidden, tuple(masked), lead, tail, _documents(tokens, tokenizer, lead, documents), documents is not None
+    )
+    if bool(hidden.all()):
+        what = "every token is BOS or padding" if len(masked) == 2 else mask.text
+        raise ValueError(f"{what}; nothing is left to look at")
+    return mask
+
+
+def _edges(tokens: Tensor, bos: int | None, pad: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """-> the run of BOS and padding each row begins with, the padding it ends with, and how much of the first is
+    padding."""
+    start = _run(tokens, {bos, pad})
+    end = _run(tokens.flip(-1), {pad}).flip(-1)
+    lead = _run(tokens, {pad}).sum(-1)
+    if bos == pad and bos is not None:
+        lead = (lead - 1).clamp_min(0)
+    return start, end, torch.where(lead < tokens.shape[1], lead, 0)
+
+
+def _run(tokens: Tensor, ids: set[int | None]) -> Tensor:
+    """Positions in the run of `ids` that each row begins with."""
+    inside = torch.zeros_like(tokens, dtype=torch.bool)
+    for token in ids - {None}:
+        inside |= tokens == token
+    return inside.cumprod(-1).bool()
+
+
+def _hide(hidden: Tensor, more: Tensor, what: str) -> tuple[str, int]:
+    new = more & ~hidden
+    hidden |= new
+    return what, int(new.sum())
+
+
+def _token_ids(wanted: Sequence[int | str], tokenizer: Any) -> dict[str, int]:
+    """Token as people write it -> its id."""
+    if isinstance(wanted, str | bytes):
+        raise ValueError(f"masked_tokens is {wanted!r}; give a list, such as [{wanted!r}]")
+    found: dict[str, int] = {}
+    for token in wanted:
+        if not isinstance(token, str):
+            found[str(token)] = whole_numbers([token], "masked_tokens", "token ids or tokens")[0]
+            continue
+        vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
+        if token not in vocabulary:
+            no_tokenizer = " The model has no tokenizer: give ids." if tokenizer is None else ""
+            hint = near_misses(token, list(vocabulary))
+            raise ValueError(f"masked_tokens: {token!r} is no token of this tokenizer.{no_tokenizer}{hint}")
+        found[repr(token)] = vocabulary[token]
+    return found
+
+
+def _at_positions(numbers: Sequence[int], n: int, lead: Tensor, tail: Tensor) -> Tensor:
+    from_start = torch.arange(n) - lead[:, None]
+    from_end = torch.arange(n) - (n - tail)[:, None]
+    if not all(-n <= number < n for number in numbers):
+        raise ValueError(f"masked_positions {list(numbers)}: sequences have {n} positions, 0 to {n - 1} or -1 to -{n}")
+    firsts = torch.tensor([number for number in numbers if number >= 0], dtype=torch.long)
+    lasts = torch.tensor([number for number in numbers if number < 0], dtype=torch.long)
+    return torch.isin(from_start, firsts) | torch.isin(from_end, lasts)
+
+
+def _documents(tokens: Tensor, tokenizer: Any, lead: Tensor, given: Tensor | None) -> Tensor:
+    if given is not None:
+        given = torch.as_tensor(given)
+        whole = given[:, None].expand(tokens.shape) if given.shape == tokens.shape[:1] else given
+        if whole.shape != tokens.shape or whole.is_floating_point():
+            raise ValueError(
+                f"documents is {given.dtype} {tuple(given.shape)}; expected a whole number for each row or token, "
+                f"{tuple(tokens.shape[:1])} or {tuple(tokens.shape)}"
+            )
+        return whole.to("cpu", torch.long).contiguous()
+    bos, eos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos"))
+    begins = torch.zeros_like(tokens, dtype=torch.bool)
+    if bos is not None:
+        begins |= tokens == bos
+    if eos is not None and eos != bos:
+        begins[:, 1:] |= tokens[:, :-1] == eos
+    columns = torch.arange(tokens.shape[1])
+    begins = torch.where(columns <= lead[:, None], columns == 0, begins)
+    return begins.flatten().cumsum(0).reshape(tokens.shape) - 1

@@ -1,0 +1,94 @@
+"""What a page says of its dictionary, models and tokens, in words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from crossvis_tl.dictionary import Dictionary, Site
+from crossvis_tl.effects import Effect
+from crossvis_tl.errors import short_list
+from crossvis_tl.feature_acts import FeatureActs
+from crossvis_tl.fidelity import site_label
+from crossvis_tl.manifest import replacements_from_json
+
+# Facts of a dictionary that change its numbers and that its files alone do not settle.
+REPORTED = ("calibrated", "input_scale", "input_layer_norm", "apply_b_dec_to_input", "activation")
+
+
+@dataclass
+class PageFacts:
+    """What a page says of its dictionary, models and tokens; enough to draw it again without them.
+
+    `facts`: [name, text] pairs. `fidelity`: `Fidelity.as_dict()`. `vocabulary`: text of every token id shown.
+    """
+
+    kind: str = "sae"
+    title: str = "Features"
+    models: list[str] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    targets: list[dict[str, Any]] = field(default_factory=list)
+    facts: list[list[str]] = field(default_factory=list)
+    fidelity: dict[str, Any] | None = None
+    vocabulary: dict[int, str] = field(default_factory=dict)
+
+
+EFFECTS = {
+    "direct": "direct: the final residual stream minus what the feature writes, later layers left as they are",
+    "full": "full: the feature taken away at the chosen token where it is written, and the model run on from there",
+    "none": "not computed (effect='none')",
+    None: "not gathered: made without the model",
+}
+SEQUENCES = "a token shows its own activation, and the effect that the feature at the token before has on predicting it"
+
+
+def page_facts(dictionary: Dictionary, acts: FeatureActs, effect: Effect | None) -> PageFacts:
+    """`effect`: None where there was no model."""
+    names = acts.manifest.model_names
+    rows, positions = acts.tokens.shape
+    facts = [
+        [
+            "dictionary",
+            f"{dictionary.name}: {dictionary.n_features:,} {dictionary.activation} features, {dictionary.format}",
+        ],
+        ["models", ", ".join(names)],
+        ["processing", _processing(dictionary)],
+        ["tokens", f"{acts.n_counted:,} counted in {rows:,} sequences of {positions}"],
+        ["masked", acts.mask.text.removeprefix("masked: ")],
+        ["logit effects", EFFECTS[effect]],
+        ["sequences", SEQUENCES],
+    ]
+    facts += [[name.replace("_", " "), str(dictionary.facts[name])] for name in REPORTED if name in dictionary.facts]
+    for index, mapping in replacements_from_json(acts.manifest.replacements).items():
+        facts.append(["replaced tokens", f"{names[index]} reads {_pairs(mapping)}"])
+    if acts.fidelity.groups:
+        parts = (f"{group.label} {group.l0:.1f} ({group.dead:.1%} dead)" for group in acts.fidelity.groups)
+        facts.append(["L0 by layer", ", ".join(parts)])
+    return PageFacts(
+        kind=dictionary.kind,
+        title=f"{dictionary.name} · {' × '.join(names)}",
+        models=names,
+        sources=[_site(site, names) for site in dictionary.sources],
+        targets=[_site(site, names) for site in dictionary.targets],
+        facts=facts,
+        fidelity=acts.fidelity.as_dict(),
+    )
+
+
+def _pairs(mapping: Mapping[int, int]) -> str:
+    return short_list((f"{new} for {old}" for old, new in mapping.items()), 6)
+
+
+def _processing(dictionary: Dictionary) -> str:
+    """On what weights the models ran in training, in words."""
+    words = {"none": "none (HuggingFace's own activations)", "tl_default": "TransformerLens' default", None: "unknown"}
+    kinds = {site.processing for site in (*dictionary.sources, *dictionary.targets)}
+    return ", ".join(sorted(words.get(kind, str(kind)) for kind in kinds))
+
+
+def _site(site: Site, names: list[str]) -> dict[str, Any]:
+    return {
+        "model": site.model,
+        "hook": site.hook or site.hf_path,
+        "label": site_label(site, names),
+        "width": site.width,
+    }

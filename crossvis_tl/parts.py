@@ -1,0 +1,114 @@
+"""Feature activations of some rows of tokens, kept by feature, in memory or mapped from a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from crossvis_tl.files import drafted
+from crossvis_tl.sums import Fired
+
+
+@dataclass(frozen=True)
+class Part:
+    """Activations of stored features in `n_rows` rows of tokens.
+
+    Column i (the i-th stored feature) fires at `where[starts[i]:starts[i+1]]` (row * positions + position, counted from
+    the part's first row, ascending) with `values[...]`. `scales`: for each target in `Capture.scaled`, what a decoder
+    row is multiplied by at every position.
+    """
+
+    n_rows: int
+    starts: Int[Tensor, " stored_plus_1"]
+    where: Int[Tensor, " fired"]
+    values: Float[Tensor, " fired"]
+    scales: Float[Tensor, "positions scaled"]
+
+    @property
+    def n_fired(self) -> int:
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (self.starts, self.where, self.values, self.scales))
+
+    def write(self, path: Path) -> None:
+        """As safetensors; the file appears whole or not at all."""
+        tensors = {"starts": self.starts, "where": self.where, "values": self.values, "scales": self.scales}
+        write_tensors(path, tensors, {"n_rows": str(self.n_rows)})
+
+    @classmethod
+    def open(cls, path: Path) -> "Part":
+        """Mapped from its file. ValueError when it is damaged."""
+        tensors, about = open_tensors(path)
+        try:
+            part = cls(int(about["n_rows"]), *(tensors[name] for name in ("starts", "where", "values", "scales")))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error} is not as it should be") from error
+        starts = part.starts
+        if (
+            len(part.where) != len(part.values)
+            or int(starts[-1]) != len(part.values)
+            or bool((starts.diff() < 0).any())
+        ):
+            raise ValueError(f"{path} is damaged: its features and activations do not fit together")
+        return part
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """A safetensors file, whole or not at all. OSError naming the path."""
+    with drafted(path) as draft:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, dict(about))
+
+
+def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """-> mapped tensors and what is said of them. FileNotFoundError, or ValueError when the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing; the store is incomplete") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
+@dataclass
+class PartBuilder:
+    """Takes batches, and makes one part of them. Batches come in the order of their rows."""
+
+    n_stored: int
+    n_rows: int = 0
+    n_fired: int = 0
+    counts: list[Tensor] = field(default_factory=list)
+    where: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    scales: list[Tensor] = field(default_factory=list)
+
+    def add(self, fired: Fired, positions: Int[Tensor, " tokens"]) -> None:
+        """`positions`: of the batch's tokens, counted from the part's first row."""
+        self.counts.append(fired.counts.to("cpu", torch.int32))
+        self.where.append(positions.to(torch.int32)[fired.tokens.cpu()])
+        self.values.append(fired.values.float().cpu())
+        self.n_fired += len(self.where[-1])
+
+    def seal(self) -> Part:
+        """Every batch is sorted by column already, so where each number goes can be counted, without sorting."""
+        totals = torch.zeros(self.n_stored, dtype=torch.long)
+        for counts in self.counts:
+            totals += counts
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), totals.cumsum(0)])
+        where = torch.empty(self.n_fired, dtype=torch.int32)
+        values = torch.empty(self.n_fired)
+        free = starts[:-1].clone()
+        for counts, batch_where, batch_values in zip(self.counts, self.where, self.values, strict=True):
+            first = counts.long().cumsum(0) - counts
+            target = torch.arange(len(batch_where)) + (free - first).repeat_interleave(counts.long())
+            where[target], values[target] = batch_where, batch_values
+            free += counts
+        scales = torch.cat(self.scales) if self.scales else torch.zeros(0, 0)
+        return Part(self.n_rows, starts, where, values, scales)

@@ -1,0 +1,216 @@
+"""A folder of feature activations that can be kept: written part by part, gone on with, opened again, merged.
+
+| file | holds |
+|---|---|
+| manifest.json | what it was made from and how (`Manifest`) |
+| tokens.safetensors | tokens, which count, padding, documents |
+| part-00000.safetensors ... | activations of some rows each (`Part`) |
+| vocabulary.json | the text of every token id, where there was a tokenizer |
+| sums-00000.safetensors | sums over all parts up to this one; only the last is kept |
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from crossvis_tl.feature_acts import FeatureActs
+from crossvis_tl.fidelity import Fidelity, FidelityLabels, FidelitySums
+from crossvis_tl.files import write_whole
+from crossvis_tl.fingerprints import tokens_fingerprint
+from crossvis_tl.manifest import NAME, Manifest
+from crossvis_tl.masking import Mask
+from crossvis_tl.parts import Part, open_tensors, write_tensors
+from crossvis_tl.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from crossvis_tl.sums import Sums
+
+VOCABULARY = "vocabulary.json"
+
+
+class Store:
+    """A folder that a gathering writes to. ValueError when it holds something else or was made otherwise."""
+
+    def __init__(self, folder: Path, manifest: Manifest, tokens: Tensor, mask: Mask, features: Tensor):
+        self.folder, self.manifest = folder, manifest
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder} is a file; a store is a folder")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).is_file():
+            raise FileExistsError(f"{folder} holds other things and is no store; give an empty or a new folder")
+        if (folder / NAME).is_file():
+            self._go_on()
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "tokens": tokens, "features": features, "counted": mask.counted, "lead": mask.lead, "tail": mask.tail,
+            "documents": mask.documents,
+        }  # fmt: skip
+        write_tensors(folder / "tokens.safetensors", content, {})
+        manifest.write(folder)
+
+    def _go_on(self) -> None:
+        held = Manifest.read(self.folder)
+        differences = held.differences(self.manifest)
+        if differences:
+            raise ValueError(
+                f"{self.folder} was gathered with {', '.join(differences)}; give another folder, or delete this one"
+            )
+        self.manifest = held
+        for draft in self.folder.glob(".*.part"):  # of a run that was stopped while it wrote
+            draft.unlink(missing_ok=True)
+
+    def parts(self) -> list[Part]:
+        """Those that are whole and whose sums are written."""
+        last = self._last_sums()
+        return [] if last is None else [Part.open(_part(self.folder, i)) for i in range(last + 1)]
+
+    def sums(self) -> dict[str, Tensor]:
+        """Over all `parts`."""
+        last = self._last_sums()
+        return {} if last is None else open_tensors(_sums(self.folder, last))[0]
+
+    def _last_sums(self) -> int | None:
+        numbers = [int(path.stem.removeprefix("sums-")) for path in self.folder.glob("sums-*.safetensors")]
+        return max(numbers, default=None)
+
+    def add(self, part: Part, number: int, sums: "Sums") -> Part:
+        """Writes a part, then the sums with it: stopped in between, the part is made again. -> the part, mapped."""
+        path = _part(self.folder, number)
+        part.write(path)
+        write_tensors(_sums(self.folder, number), sums.tensors(), {})
+        _sums(self.folder, number - 1).unlink(missing_ok=True)
+        return Part.open(path)
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05}.safetensors"
+
+
+def _sums(folder: Path, number: int) -> Path:
+    return folder / f"sums-{number:05}.safetensors"
+
+
+def open_store(path: str | Path) -> FeatureActs:
+    """Feature activations gathered before, mapped from disk.
+
+    FileNotFoundError where there is no store; ValueError when it is damaged, of a newer version, or not complete.
+    """
+    folder = Path(path)
+    manifest = Manifest.read(folder)
+    content, _ = open_tensors(folder / "tokens.safetensors")
+    try:
+        tokens, features = content["tokens"].clone(), content["features"].clone()
+        masked = tuple((str(what), int(n)) for what, n in manifest.masked)
+        counted, *others = (content[name].clone() for name in ("counted", "lead", "tail", "documents"))
+        mask = Mask(counted, masked, *others, documents_given=manifest.documents_given)
+    except KeyError as error:
+        raise ValueError(f"{folder / 'tokens.safetensors'} is damaged: it has no {error}") from error
+    numbers = sorted(int(p.stem.removeprefix("part-")) for p in folder.glob("part-*.safetensors"))
+    parts = tuple(Part.open(_part(folder, number)) for number in numbers)
+    rows = sum(part.n_rows for part in parts)
+    if not manifest.complete or rows != len(tokens) or numbers != list(range(len(numbers))):
+        raise ValueError(
+            f"{folder} holds {min(rows, len(tokens)):,} of {len(tokens):,} sequences: the gathering was not finished. "
+            "Say the same call or command again, and it goes on from there"
+        )
+    sums, _ = open_tensors(_sums(folder, len(parts) - 1))
+    acts = FeatureActs(
+        tokens, mask, features, torch.arange(len(features)), parts, sums, judged(sums, manifest), manifest
+    )
+    if any(len(part.starts) != len(features) + 1 for part in parts):
+        raise ValueError(f"{folder} is damaged: its parts hold other features than it says")
+    return acts
+
+
+def write_vocabulary(folder: Path, tokens: Tensor, tokenizer: Any) -> None:
+    """The texts of all token ids, so that pages can be made without the model."""
+    texts = Vocabulary(tokenizer).texts(torch.unique(tokens).tolist())
+    write_whole(folder / VOCABULARY, [json.dumps({str(i): text for i, text in texts.items()})])
+
+
+def read_vocabulary(path: str | Path) -> dict[int, str]:
+    """{} where there is none. ValueError when it is damaged."""
+    file = Path(path) / VOCABULARY
+    if not file.is_file():
+        return {}
+    try:
+        return {int(i): str(text) for i, text in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def judged(sums: Any, manifest: Manifest) -> Fidelity:
+    """The verdict that sums and what was found beside them give."""
+    labels = FidelityLabels(manifest.labels["sites"], [(name, size) for name, size in manifest.labels["groups"]])
+    widths = [len(sums[f"fidelity.total.{t}"]) for t in range(len(labels.sites))]
+    fidelity = FidelitySums(widths, manifest.n_features)
+    fidelity.add_tensors({key.removeprefix("fidelity."): tensor for key, tensor in sums.items()})
+    return fidelity.result(labels).with_diagnosis(manifest.causes, manifest.notes)
+
+
+def save_acts(acts: FeatureActs, path: str | Path) -> Path:
+    """Writes what was gathered in memory as a store. FileExistsError where something lies at `path`."""
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already; give a new folder")
+    if len(acts.columns) != len(acts.parts[0].starts) - 1 or not torch.equal(
+        acts.columns, torch.arange(len(acts.columns))
+    ):
+        raise ValueError("only some of the gathered features are selected; save the gathering they were selected from")
+    Store(folder, replace(acts.manifest, complete=False), acts.tokens, acts.mask, acts.features)
+    for number, part in enumerate(acts.parts):
+        part.write(_part(folder, number))
+    write_tensors(_sums(folder, len(acts.parts) - 1), dict(acts.sums), {})
+    acts.manifest.write(folder)
+    return folder
+
+
+def merge_acts(shards: Sequence[FeatureActs]) -> FeatureActs:
+    """Gatherings of the same features on different token sets as one, in this order; nothing is copied.
+
+    ValueError when they were not made by the same dictionary and models and in the same way.
+    """
+    if not shards:
+        raise ValueError("there is nothing to merge; give at least one gathering")
+    first = shards[0]
+    for shard in shards[1:]:
+        same = replace(shard.manifest, tokens=first.manifest.tokens, masked=first.manifest.masked)
+        differences = first.manifest.differences(same)
+        if shard.tokens.shape[1] != first.tokens.shape[1]:
+            differences.append(f"sequences of {shard.tokens.shape[1]} positions, not {first.tokens.shape[1]}")
+        if not torch.equal(shard.features, first.features):
+            differences.append("other features")
+        if differences:
+            raise ValueError(f"these gatherings do not belong together: one was made with {', '.join(differences)}")
+    sums = {name: torch.stack([shard.sums[name] for shard in shards]).sum(0) for name in first.sums}
+    tokens = torch.cat([shard.tokens for shard in shards])
+    mask = _merged_masks(shards)
+    manifest = replace(first.manifest, tokens=tokens_fingerprint(tokens), masked=[list(one) for one in mask.masked])
+    finals = [shard.final for shard in shards]
+    final = [torch.cat(one) for one in zip(*finals, strict=True)] if all(f is not None for f in finals) else None
+    return FeatureActs(
+        tokens, mask, first.features, first.columns, tuple(part for shard in shards for part in shard.parts), sums,
+        judged(sums, manifest), manifest, final, [shard.home for shard in shards],
+    )  # fmt: skip
+
+
+def _merged_masks(shards: Sequence[FeatureActs]) -> Mask:
+    """Documents are numbered on, unless the caller gave their numbers."""
+    documents, following = [], 0
+    for shard in shards:
+        given = shard.manifest.documents_given
+        documents.append(shard.mask.documents if given else shard.mask.documents + following)
+        following = int(documents[-1].max()) + 1
+    masked: dict[str, int] = {}
+    for what, n in (one for shard in shards for one in shard.mask.masked):
+        masked[what] = masked.get(what, 0) + n
+    counted, lead, tail = (
+        torch.cat([getattr(shard.mask, name) for shard in shards]) for name in ("counted", "lead", "tail")
+    )
+    given = any(shard.mask.documents_given for shard in shards)
+    return Mask(counted, tuple(masked.items()), lead, tail, torch.cat(documents), given)
