@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from crossvis_tl.calibration import calibrate, estimate_input_scale
     from crossvis_tl.dictionary import Dictionary
     from crossvis_tl.errors import CrossvisWarning, ModelMismatchError
+    from crossvis_tl.feature_acts import FeatureActs
+    from crossvis_tl.feature_store import gather, merge
     from crossvis_tl.formats import load_dictionary
     from crossvis_tl.hooks import Hook, discover_hook_point_for_layer, find_hook, hook_table
     from crossvis_tl.inspection import inspect
     from crossvis_tl.models import load_model
+    from crossvis_tl.store import open_store
     from crossvis_tl.tokens import load_tokens
     from crossvis_tl.vis_data import SaeVisData
 
@@ -22,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CrossvisWarning",
     "Dictionary",
+    "FeatureActs",
     "Hook",
     "ModelMismatchError",
     "SaeVisData",
@@ -30,16 +34,20 @@ __all__ = [
     "discover_hook_point_for_layer",
     "estimate_input_scale",
     "find_hook",
+    "gather",
     "hook_table",
     "inspect",
     "load_dictionary",
     "load_model",
     "load_tokens",
+    "merge",
+    "open_store",
 ]
 
 _HOMES = {
     "CrossvisWarning": "errors",
     "Dictionary": "dictionary",
+    "FeatureActs": "feature_acts",
     "Hook": "hooks",
     "ModelMismatchError": "errors",
     "SaeVisData": "vis_data",
@@ -48,11 +56,14 @@ _HOMES = {
     "discover_hook_point_for_layer": "hooks",
     "estimate_input_scale": "calibration",
     "find_hook": "hooks",
+    "gather": "feature_store",
     "hook_table": "hooks",
     "inspect": "inspection",
     "load_dictionary": "formats",
     "load_model": "models",
     "load_tokens": "tokens",
+    "merge": "feature_store",
+    "open_store": "store",
 }
 
 

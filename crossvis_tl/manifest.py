@@ -67,6 +67,12 @@ class Manifest:
         except TypeError as error:
             raise ValueError(f"{path} is damaged: it does not hold what version {VERSION} holds ({error})") from error
 
+    @property
+    def only_hook(self) -> str | None:
+        """The one hook that is read and written, None where there are several."""
+        hooks = {hook for side in self.hooks for hook in side}
+        return hooks.pop() if len(hooks) == 1 else None
+
     def placed(self, dictionary: Dictionary) -> Dictionary:
         """The dictionary with the hooks it was gathered at wherever its files say none."""
 

@@ -103,6 +103,8 @@ class _Page:
             "acts_histogram": _histogram(feature.acts_histogram_data),
             "logits": [self._logits(model, part) for model, part in panel.logits.items()],
             "logits_note": panel.logits_note,
+            "density_interval": [compact(end) for end in panel.density_interval],
+            "scaling": None if panel.scaling is None else asdict(panel.scaling),
             "sites": self._sites(panel),
             "groups": self._groups(feature, panel),
             "prompt": self._prompt(feature.prompt_data, panel.prompt) if prompt and panel.prompt else None,
@@ -187,13 +189,13 @@ class _Page:
         return {
             "t": [self.place[token] for token in sequence.token_ids],
             "a": [compact(act) for act in sequence.feat_acts],
-            "bold": record.bold, "row": record.row, "pos": record.position,
+            "bold": record.bold, "row": record.row, "pos": record.position, "doc": record.document,
             "e": [self._effect(effects) for effects in record.effects.values()],
         }  # fmt: skip
 
     def _prompt(self, sequence: SequenceData, record: ShownSequence) -> dict[str, Any]:
         """No token of a prompt was chosen for the feature."""
-        return self._sequence(sequence, record) | {"bold": None, "row": None, "pos": None}
+        return self._sequence(sequence, record) | {"bold": None, "row": None, "pos": None, "doc": None}
 
     def _effect(self, effects: TokenEffects) -> dict[str, Any]:
         return {

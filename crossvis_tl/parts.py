@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossvis_tl.files import drafted
+from crossvis_tl.files import clear_errors, drafted
 from crossvis_tl.sums import Fired
 
 
@@ -63,7 +63,11 @@ class Part:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
     """A safetensors file, whole or not at all. OSError naming the path."""
     with drafted(path) as draft:
+        with clear_errors(path):
+            draft.touch()  # with the rights a new file has here: safetensors would give it to its owner alone
+            rights = draft.stat().st_mode
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, dict(about))
+        draft.chmod(rights)
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,29 +1,34 @@
-"""What `crossvis render` does: from names of files to dashboards. All that can be wrong is looked at before the models
-are loaded, as far as it can be."""
+"""What `crossvis render` and `gather` do: from names of files to dashboards and stores. All that can be wrong is looked
+at before the models are loaded, as far as it can be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_vis.data_config_classes import SaeVisConfig
+from torch import Tensor
 
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.effects import Effect, check_effect
 from crossvis_tl.errors import near_misses
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
 from crossvis_tl.gathering import gather
-from crossvis_tl.masking import token_mask
+from crossvis_tl.manifest import Manifest
+from crossvis_tl.masking import Mask, Masking, token_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.selection import parse_features, strongest, top_count
+from crossvis_tl.store import open_store
 from crossvis_tl.tokens import check_token_file, checked_tokens, load_tokens
-from crossvis_tl.vis_data import SaeVisData, checked, worth_keeping
+from crossvis_tl.vis_data import SaeVisData, Showing, checked, worth_keeping
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Verdict = Callable[[Fidelity], None]
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -33,11 +38,21 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    capture: Capture
+    tokens: Tensor
+    mask: Mask
+    chosen: list[int] | None
+    cfg: SaeVisConfig
+
+
 @dataclass
 class RenderJob:
     """`models`, `dictionary`, `tokens`: as `load_model`, `load_dictionary` and `load_tokens` take them. `features`: as
     in `selection`. `facts`: for `load_dictionary`. `cfg_fields`: for `SaeVisConfig`. `choose`: picks, by index, among
-    the features gathered; default all of them, or for "top:N" the strongest."""
+    the features gathered; default all of them, or for "top:N" the strongest. `masking` ..., `effect`, `latent_scaling`:
+    as `SaeVisData.create`."""
 
     models: Sequence[str]
     dictionary: str | Path
@@ -50,12 +65,36 @@ class RenderJob:
     cfg_fields: dict[str, Any] = field(default_factory=dict)
     choose: Callable[[Dictionary, FeatureActs], list[int]] | None = None
     token_replacements: Replacements = field(default_factory=dict)
+    masking: Masking = "special"
+    masked_tokens: Sequence[int | str] = ()
+    masked_positions: Sequence[int] = ()
+    effect: Effect = "direct"
+    latent_scaling: bool = False
 
-    def run(self, verdict: Callable[[Fidelity], None]) -> SaeVisData:
+    def run(self, verdict: Verdict) -> SaeVisData:
         """-> dashboards; `verdict` hears how well the dictionary fits before they are built."""
+        check_effect(self.effect)
+        made = self._prepared()
+        dictionary, top = made.capture.dictionary, top_count(self.features)
+        n_features = len(made.chosen) if made.chosen is not None else top or dictionary.n_features
+        keep_final = self.effect == "direct" and worth_keeping(made.capture, made.cfg, len(made.tokens), n_features)
+        acts = self._gathered(made, keep_final=keep_final)
+        verdict(acts.fidelity)
+        if self.choose is not None:
+            acts = acts.select(self.choose(dictionary, acts))
+        elif top is not None:
+            acts = _strongest(acts, top, str(self.tokens))
+        return SaeVisData.from_acts(acts, dictionary, made.cfg, Showing(self.effect), capture=made.capture)
+
+    def gather(self, out: Path, verdict: Verdict) -> FeatureActs:
+        """-> what was gathered into the folder `out`."""
+        acts = self._gathered(self._prepared(), out=out)
+        verdict(acts.fidelity)
+        return acts
+
+    def _prepared(self) -> _Prepared:
         dtype = parse_dtype(self.dtype)
         dictionary = load_dictionary(self.dictionary, **self.facts)
-        top = top_count(self.features)
         chosen = parse_features(self.features, dictionary)
         check_token_file(self.tokens)
         models = load_models(list(self.models), self.device, dtype)
@@ -63,18 +102,71 @@ class RenderJob:
         tokens = load_tokens(self.tokens, models[0].tokenizer, min(self.context, models[0].cfg.n_ctx))
         cfg = checked(SaeVisConfig(**self.cfg_fields))
         tokens = checked_tokens(tokens, models, str(self.tokens))[: cfg.batch_size]
-        mask = token_mask(tokens, models[0].tokenizer)
-        n_features = len(chosen) if chosen is not None else top or dictionary.n_features
-        keep_final = worth_keeping(capture, cfg, len(tokens), n_features)
-        acts = gather(
-            capture, tokens, mask, chosen, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose,
-            keep_final=keep_final,
+        mask = token_mask(
+            tokens, models[0].tokenizer, self.masking, masked_tokens=self.masked_tokens,
+            masked_positions=self.masked_positions,
         )  # fmt: skip
+        return _Prepared(capture, tokens, mask, chosen, cfg)
+
+    def _gathered(self, made: _Prepared, *, keep_final: bool = False, out: Path | None = None) -> FeatureActs:
+        facts = {name: value for name, value in self.facts.items() if name != "trust_pickle"}  # to be said every time
+        origin = {
+            "dictionary": _absolute(str(self.dictionary)), "facts": facts, "dtype": self.dtype,
+            "models": [_absolute(model) for model in self.models],
+        }  # fmt: skip
+        return gather(
+            made.capture, made.tokens, made.mask, made.chosen, rows_per_batch=made.cfg.minibatch_size_tokens,
+            progress=made.cfg.verbose, keep_final=keep_final, latent_scaling=self.latent_scaling, out=out,
+            origin=origin,
+        )  # fmt: skip
+
+
+@dataclass
+class StoredJob:
+    """Dashboards of what `crossvis gather` left in the folder `store`. `dictionary`, `facts`, `models`: default those
+    it was gathered with, if it says where they are. `without_model`: no effects on logits, and nothing is run."""
+
+    store: Path
+    features: str = "top:50"
+    dictionary: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    models: Sequence[str] = ()
+    without_model: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    effect: Effect = "direct"
+    cfg_fields: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, verdict: Verdict) -> SaeVisData:
+        """-> dashboards; `verdict` hears what the gathering found."""
+        check_effect(self.effect)
+        origin = Manifest.read(self.store).origin
+        acts = open_store(self.store)
+        where = self.dictionary or origin.get("dictionary")
+        models = [] if self.without_model else list(self.models) or origin.get("models")
+        if where is None or models is None:
+            missing = "--dictionary" if where is None else "--model (or --no-model)"
+            raise ValueError(f"{self.store} does not say what it was gathered with; give {missing}")
+        facts = {**({} if self.dictionary else origin.get("facts", {})), **self.facts}
+        dictionary = load_dictionary(where, **facts)
+        dtype = parse_dtype(self.dtype or origin.get("dtype", "float32"))
+        loaded = load_models(models, self.device, dtype) if models else []
+        chosen, top = parse_features(self.features, dictionary), top_count(self.features)
         verdict(acts.fidelity)
-        if self.choose is not None:
-            acts = acts.select(self.choose(dictionary, acts))
-        elif top is not None:
-            acts = acts.select(strongest(acts, top))
-            if not len(acts.features):
-                raise ValueError(f"no feature fires on {self.tokens}; there is nothing to rank by maximum activation")
-        return SaeVisData.from_acts(acts, dictionary, cfg, capture=capture)
+        if top is not None:
+            chosen = _strongest(acts, top, str(self.store)).features.tolist()
+        cfg = checked(SaeVisConfig(**self.cfg_fields, features=chosen))
+        return SaeVisData.from_store(self.store, dictionary, cfg, model=loaded or None, effect=self.effect)
+
+
+def _strongest(acts: FeatureActs, count: int, where: str) -> FeatureActs:
+    chosen = acts.select(strongest(acts, count))
+    if not len(chosen.features):
+        raise ValueError(f"no feature fires on {where}; there is nothing to rank by maximum activation")
+    return chosen
+
+
+def _absolute(name: str) -> str:
+    """A path that still means the same elsewhere; an id of the hub as it is."""
+    path = Path(name)
+    return str(path.resolve()) if path.exists() else name

@@ -157,7 +157,8 @@ class SaeVisData(StockSaeVisData):
         acts = open_store(store)
         if tokens is not None and tokens_fingerprint(torch.as_tensor(tokens)) != acts.manifest.tokens:
             raise ValueError(f"{store} was gathered on other tokens than those given")
-        dictionary = acts.manifest.placed(as_dictionary(encoder, cfg.hook_point)).comparable()
+        hook = cfg.hook_point or acts.manifest.only_hook
+        dictionary = acts.manifest.placed(as_dictionary(encoder, hook)).comparable()
         if dictionary_fingerprint(dictionary) != acts.manifest.dictionary:
             raise ValueError(
                 f"{store} was gathered with another dictionary ({acts.manifest.dictionary_name}), not {dictionary.name}"

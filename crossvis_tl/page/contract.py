@@ -199,18 +199,20 @@ class Effect(TypedDict):
 
 class TokenSequence(TypedDict):
     """A run of tokens: `t` vocabulary indices, `a` activations, `bold` the index in this run of the token it was
-    chosen for, `row` and `pos` that token's sequence and position in the data, `e` one effect a model."""
+    chosen for, `row`, `pos` and `doc` that token's sequence, position and document in the data, `e` one effect a
+    model."""
 
     t: list[int]
     a: list[float]
     bold: int | None
     row: int | None
     pos: int | None
+    doc: NotRequired[int | None]
     e: list[Effect]
 
 
 class Group(TypedDict):
-    """Sequences chosen in one way. `title` is words only ("Top activations", "Interval"): the page prints the
+    """Sequences chosen in one way. `title` is words only ("Top activations", "Interval", "Lowest activations"): the page prints the
     interval from `low` to `high` and the `share` of all tokens that lie in it itself."""
 
     title: str
@@ -218,6 +220,17 @@ class Group(TypedDict):
     high: float | None
     share: float | None
     sequences: list[TokenSequence]
+
+
+class Scaling(TypedDict):
+    """Latent scaling, each on errors and on reconstructions; None where it is not known. `nu`: the first model's share
+    over the second's; `nu_low`, `nu_high`: its 95 % interval."""
+
+    beta_first: list[float | None]
+    beta_second: list[float | None]
+    nu: list[float | None]
+    nu_low: list[float | None]
+    nu_high: list[float | None]
 
 
 class FeaturePayload(TypedDict):
@@ -231,3 +244,5 @@ class FeaturePayload(TypedDict):
     sites: Sites | None
     groups: list[Group]
     prompt: TokenSequence | None
+    density_interval: NotRequired[tuple[float, float]]
+    scaling: NotRequired[Scaling | None]

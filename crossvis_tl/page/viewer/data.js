@@ -54,7 +54,7 @@ const makeContext = (id, data) => {
   const losses = (model) => all.flatMap((seq) => seq.e[model]?.loss ?? []).map(Math.abs);
   return {
     ...record(id), data, listeners: [], cells: [],
-    maxAct: largest(all.flatMap((seq) => seq.a)), maxLoss: HEAD.models.map((_, model) => largest(losses(model))),
+    maxAct: largest(all.flatMap((seq) => seq.a.map(Math.abs))), maxLoss: HEAD.models.map((_, model) => largest(losses(model))),
   };
 };
 

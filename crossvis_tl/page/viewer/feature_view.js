@@ -18,11 +18,25 @@ const classChip = (name) =>
     ? el("button.chip", { data: { field: "class", help: HEAD.class_help } }, name)
     : field("class", name, "span.chip"));
 
+/** A 95 % interval, small. */
+const interval = (low, high, show) =>
+  low == null || high == null ? null : el("small", { title: "95 % interval, tokens taken as independent" },
+    ` (${show(low)} to ${show(high)})`);
+
+/** Latent scaling of two models: how much of the feature is in the first one too. */
+const scaling = (found) =>
+  found && ["errors", "reconstructions"].map((what, i) =>
+    el("div", el("dt", { title: "arXiv 2504.02922: near 0, only the second model has it; near 1, both do" }, `ν on ${what}`),
+      el("dd", field(`nu-${what}`, found.nu[i] == null ? "–" : num(found.nu[i], 2)),
+        interval(found.nu_low[i], found.nu_high[i], (x) => num(x, 2)))));
+
 /** Density, largest activation and class, in one line. */
-const featureFacts = ({ density, max, class: name }) =>
+const featureFacts = ({ density, max, class: name, data }) =>
   el("dl.numbers",
-    el("div", el("dt", "density"), field("density", percent(density), "dd")),
+    el("div", el("dt", "density"), el("dd", field("density", percent(density)),
+      data.density_interval && interval(...data.density_interval, (x) => percent(x, 2)))),
     el("div", el("dt", "max"), field("max", num(max), "dd")),
+    scaling(data.scaling),
     name && el("div", el("dt", "class"), el("dd", classChip(name))));
 
 const featureTitle = ({ id, label }) =>

@@ -5,7 +5,7 @@ let lossModel = 0; // the model whose loss effects are drawn
 
 /** One token of a sequence. */
 const tokenCell = (ctx, seq, at, { peak, below }) => {
-  const shade = Math.min(Math.max(seq.a[at], 0) / (ctx.maxAct || 1), 1);
+  const shade = Math.min(Math.abs(seq.a[at]) / (ctx.maxAct || 1), 1); // some features also fire below zero
   const cell = el(`span.token${at === seq.bold ? ".bold" : ""}${at === peak ? ".peak" : ""}`, {
     role: "listitem", tabindex: -1,
     data: { token: seq.t[at], act: seq.a[at] }, vars: { "--shade": +shade.toFixed(3) },

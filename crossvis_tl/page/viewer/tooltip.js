@@ -26,8 +26,11 @@ const effectPart = (effect, model, at) => {
 };
 
 /** Where a token of a sequence stands in the data. */
-const placeOf = ({ row, pos, bold }, at) =>
-  row == null ? null : `sequence ${count(row)}${pos == null ? "" : `, position ${count(pos + at - (bold ?? 0))}`}`;
+const placeOf = ({ row, pos, bold, doc }, at) =>
+  row == null ? null : [
+    doc != null && doc !== row && `document ${count(doc)}`, `sequence ${count(row)}`,
+    pos != null && `position ${count(pos + at - (bold ?? 0))}`,
+  ].filter(Boolean).join(", ");
 
 /** The tooltip's content for a token. */
 const tokenCard = ({ ctx, seq, at }) => {

@@ -1,0 +1,90 @@
+"""`crossvis render`: dashboards, from a model and tokens or from a store."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from crossvis_tl.cli import common
+from crossvis_tl.cli.common import out, show_fidelity, user_errors
+
+
+def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
+    model: common.Models = None,
+    dictionary: common.DictionaryPath = None,
+    tokens: common.Tokens = None,
+    store: Annotated[Path | None, typer.Option(help="What `crossvis gather` made, in place of --tokens.")] = None,
+    features: Annotated[str, typer.Option(help='"0,5,10-20", "L3F7", "all" or "top:50" (by maximum).')] = "top:50",
+    page: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("features.html"),
+    input_scale: common.InputScale = None,
+    hook_point: common.HookPoint = None,
+    feature_input_hook: common.InputHook = None,
+    feature_output_hook: common.OutputHook = None,
+    processing: common.Processing = None,
+    fact: common.Facts = None,
+    subfolder: common.Subfolder = None,
+    revision: common.Revision = None,
+    trust_pickle: common.TrustPickle = False,
+    sequences: common.Sequences = None,
+    batch: common.Batch = 64,
+    context: common.Context = 128,
+    device: common.Device = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (default), bfloat16 or float16, for the models.")] = None,
+    seed: Annotated[int, typer.Option(help="For the random samples shown.")] = 0,
+    replace_token: common.ReplaceToken = None,
+    masking: common.MaskingOption = "special",
+    mask_token: common.MaskToken = None,
+    mask_position: common.MaskPosition = None,
+    effect: Annotated[str, typer.Option(help="On logits: direct, full (slow) or none.")] = "direct",
+    latent_scaling: common.LatentScaling = False,
+    no_model: Annotated[bool, typer.Option("--no-model", help="With --store: no effects on logits.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Also save the dashboards' data here (.json).")] = None,
+) -> None:  # fmt: skip
+    """Write the dashboards of some features into one HTML file."""
+    with user_errors():
+        from crossvis_tl.files import check_output
+        from crossvis_tl.pairs import parse_replacements
+        from crossvis_tl.render import RenderJob, StoredJob
+
+        check_output(page)
+        if json is not None:
+            check_output(json, ".json")
+            if json.resolve() == page.resolve():
+                raise ValueError(f"--out and --json both name {page}; give two files")
+        facts = common.all_facts(
+            fact, subfolder, revision, trust_pickle, input_scale=common.numbers(input_scale),
+            hook_point=common.several(hook_point), feature_input_hook=feature_input_hook,
+            feature_output_hook=feature_output_hook, processing=processing,
+        )  # fmt: skip
+        common.quiet_libraries()
+        cfg_fields = {"minibatch_size_tokens": batch, "seed": seed, "verbose": True}
+        if store is not None:
+            gathering = {
+                "--tokens": tokens, "--sequences": sequences, "--mask-token": mask_token,
+                "--replace-token": replace_token, "--mask-position": mask_position, "--latent-scaling": latent_scaling,
+                "--masking": None if masking == "special" else masking,
+            }  # fmt: skip
+            common.refuse_with_store(gathering)
+            if no_model and model:
+                raise ValueError("--no-model and --model contradict each other; give one of them")
+            data = StoredJob(
+                store, features, dictionary, facts, model or (), no_model, device, dtype,
+                effect, cfg_fields,  # type: ignore[arg-type]
+            ).run(verdict=show_fidelity)  # fmt: skip
+        else:
+            models, path, rows = common.required(model, dictionary, tokens)
+            if no_model:
+                raise ValueError("--no-model goes with --store: without one the model must be run")
+            data = RenderJob(
+                models=models, dictionary=path, tokens=rows, features=features, device=device, dtype=dtype or "float32",
+                context=context, token_replacements=parse_replacements(replace_token or []), facts=facts,
+                cfg_fields={"batch_size": sequences, **cfg_fields}, masking=masking,  # type: ignore[arg-type]
+                masked_tokens=common.token_names(mask_token), masked_positions=mask_position or [],
+                effect=effect, latent_scaling=latent_scaling,  # type: ignore[arg-type]
+            ).run(verdict=show_fidelity)  # fmt: skip
+        data.save_feature_centric_vis(page)
+        if json is not None:
+            data.save_json(json)
+        n = len(data.feature_data_dict)
+        out.print(f"{n} feature{'s' if n > 1 else ''} in {escape(str(page))} ({page.stat().st_size / 1e6:.1f} MB)")
