@@ -48,6 +48,8 @@ def full_effects(
     for feature, windows in zip(acts.features.tolist(), shown, strict=True):
         found: dict[int, list[Effects]] = {m: [] for m in how.written}
         for some in torch.arange(len(windows.grid)).split(rows_per_batch or EXAMPLES_AT_A_TIME):
+            if not len(some):  # a dead feature
+                continue
             examples = _Examples(acts, windows, some)
             inputs = examples.inputs(capture)
             for m in how.written:
@@ -102,7 +104,7 @@ class _Examples:
             wanted = wanted & (torch.arange(wanted.shape[1]) == 0)
         self.shown = [(grid[i, bold:-1][wanted[i]] - starts[i]) for i in range(len(some))]
         last = max((int(positions[-1]) for positions in self.shown if len(positions)), default=0)
-        columns = torch.arange(max(last, int(self.at.max())) + 2)
+        columns = torch.arange(max(last + 2, int(self.at.max()) + 1))
         kept = (lead[:, None] + columns).clamp_max(n_positions - 1)  # beyond the end nothing is looked at
         self.tokens = acts.tokens[rows].gather(1, kept)
         self.starts = starts

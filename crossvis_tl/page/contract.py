@@ -212,7 +212,7 @@ class TokenSequence(TypedDict):
 
 
 class Group(TypedDict):
-    """Sequences chosen in one way. `title` is words only ("Top activations", "Interval", "Lowest activations"): the page prints the
+    """Sequences chosen in one way. `title` is words only ("Top activations", "Interval" ...): the page prints the
     interval from `low` to `high` and the `share` of all tokens that lie in it itself."""
 
     title: str
