@@ -10,12 +10,12 @@ from torch import Tensor
 
 from crossvis_tl.capture import Capture, Captured
 from crossvis_tl.dictionary import Dictionary, Site
-from crossvis_tl.fidelity import Fidelity, FidelitySums
+from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.masking import Mask
 from crossvis_tl.models import name_of
 from crossvis_tl.pairs import tokenizer_differences
 
-CHECKED_ROWS, CHECKED_TOKENS, FEW_TOKENS = 8, 256, 64
+CHECKED_ROWS, CHECKED_TOKENS, FEW_TOKENS = 8, 256, 32
 MUCH_BETTER = 0.6
 
 
@@ -36,16 +36,20 @@ def _causes(capture: Capture, tokens: Tensor, mask: Mask) -> list[str]:
     captured, *others = capture.run_with([capture, *(other for other, _ in tried)], tokens[rows], lead=lead)
     if captured is None:
         return []
-    now = _mean_fvu(capture.dictionary, captured, kept)
-    found = [*_model_orders(capture, tokens[rows], lead, kept), *_scales(capture, captured, kept)]
-    few = _few(kept)
-    for (other, what), result in zip(tried, others, strict=True):
-        if result is None or not _fits(other, result):
-            continue
-        # most of them are hopeless, which a few tokens show
-        if _mean_fvu(other.dictionary, result, few) < now:
-            found.append((_mean_fvu(other.dictionary, result, kept), what))
-    better = sorted((fvu, what) for fvu, what in found if fvu < MUCH_BETTER * now)
+    found = list(_model_orders(capture, tokens[rows], lead))
+    scaled = _scaled(capture, captured, kept)
+    found += [] if scaled is None else [scaled]
+    fitting = [
+        (result, what)
+        for (other, what), result in zip(tried, others, strict=True)
+        if result is not None and _fits(other, result)
+    ]
+    # most other sites are hopeless, which a few tokens show
+    few, dictionary = _spread(kept, FEW_TOKENS), capture.dictionary
+    now, *rough = _mean_fvus(dictionary, [captured, *(result for result, _ in fitting)], few)
+    found += [change for change, fvu in zip(fitting, rough, strict=True) if fvu < now]
+    now, *fvus = _mean_fvus(dictionary, [captured, *(result for result, _ in found)], kept)
+    better = sorted((fvu, what) for fvu, (_, what) in zip(fvus, found, strict=True) if fvu < MUCH_BETTER * now)
     return [f"{what} (FVU would be {fvu:.2f} instead of {now:.2f})" for fvu, what in better[:3]]
 
 
@@ -63,10 +67,6 @@ def _spread(counted: Tensor, n: int) -> Tensor:
     kept = torch.zeros(counted.numel(), dtype=torch.bool)
     kept[at[:: max(1, len(at) // n)]] = True
     return kept.reshape(counted.shape)
-
-
-def _few(kept: Tensor) -> Tensor:
-    return _spread(kept, FEW_TOKENS)
 
 
 def _fits(other: Capture, captured: Captured) -> bool:
@@ -91,26 +91,34 @@ def _notes(capture: Capture, fidelity: Fidelity) -> list[str]:
     return notes
 
 
-def _mean_fvu(dictionary: Dictionary, captured: Captured, kept: Tensor) -> float:
-    sums = FidelitySums.of(dictionary)
-    sources = [x[kept.to(x.device)] for x in captured.sources]
-    acts = dictionary.encode_sparse(sources)
-    sums.add(dictionary, acts, [x[kept.to(x.device)] for x in captured.targets], dictionary.decode(acts, sources))
-    values = sums.fvu()
-    return sum(values) / len(values)
+def _mean_fvus(dictionary: Dictionary, changes: list[Captured], kept: Tensor) -> list[float]:
+    """Mean FVU over the targets, of each of these activations; all are encoded together."""
+
+    def together(name: str) -> list[Tensor]:
+        sites = zip(*(getattr(captured, name) for captured in changes), strict=True)
+        return [torch.cat([x[kept.to(x.device)] for x in site]) for site in sites]
+
+    sources, targets = together("sources"), together("targets")
+    recons = dictionary.decode(dictionary.encode_sparse(sources), sources)
+    values = torch.zeros(len(changes), dtype=torch.float64)
+    for t, (raw, recon) in enumerate(zip(targets, recons, strict=True)):
+        x = dictionary.target_norm[t](raw) if t in dictionary.target_norm else raw.to(recon)
+        x, left = x.unflatten(0, (len(changes), -1)), (x - recon).unflatten(0, (len(changes), -1))
+        variance = (x - x.mean(1, keepdim=True)).square().sum((1, 2)).double()
+        values += (left.square().sum((1, 2)).double() / variance).cpu()
+    return (values / len(targets)).nan_to_num(nan=float("inf")).tolist()
 
 
-def _model_orders(capture: Capture, rows: Tensor, lead: Tensor, kept: Tensor) -> Iterator[tuple[float, str]]:
+def _model_orders(capture: Capture, rows: Tensor, lead: Tensor) -> Iterator[tuple[Captured, str]]:
     if len(capture.models) != 2:
         return
     first, second = (name_of(model) for model in capture.models)
     replacements = {1 - i: mapping for i, mapping in capture.replacements.items()}
     try:
         captured = Capture(capture.dictionary, capture.models[::-1], replacements).run(rows, lead=lead)
-        fvu = _mean_fvu(capture.dictionary, captured, kept)
     except ValueError:  # the other model has no such hook, or another width there: then they are not swapped
         return
-    yield fvu, f"the two models are swapped; give {second} first, then {first}"
+    yield captured, f"the two models are swapped; give {second} first, then {first}"
 
 
 def _other_sites(capture: Capture) -> list[tuple[Capture, str]]:
@@ -147,11 +155,11 @@ def _renamed(site: Site, name: str) -> Site:
     return site if site.layer is None else replace(site, hook=f"blocks.{site.layer}.{name}", hf_path=None)
 
 
-def _scales(capture: Capture, captured: Captured, kept: Tensor) -> Iterator[tuple[float, str]]:
+def _scaled(capture: Capture, captured: Captured, kept: Tensor) -> tuple[Captured, str] | None:
     """Dictionaries are trained on inputs of mean norm about sqrt(d); were these that, undoing it should help."""
     factors = [x.shape[-1] ** 0.5 / float(x[kept.to(x.device)].norm(dim=-1).mean()) for x in captured.sources]
     if capture.dictionary.kind != "crosscoder" or all(abs(factor - 1) < 0.05 for factor in factors):
-        return
+        return None
     scaled = Captured(
         [x * f for x, f in zip(captured.sources, factors, strict=True)],
         [x * f for x, f in zip(captured.targets, factors, strict=True)],
@@ -159,8 +167,7 @@ def _scales(capture: Capture, captured: Captured, kept: Tensor) -> Iterator[tupl
         [],
     )
     wanted = [round(f * site.scale, 4) for f, site in zip(factors, capture.dictionary.sources, strict=True)]
-    text = f"wrong input_scale; about {wanted} would bring the activations to mean norm sqrt(d)"
-    yield _mean_fvu(capture.dictionary, scaled, kept), text
+    return scaled, f"wrong input_scale; about {wanted} would bring the activations to mean norm sqrt(d)"
 
 
 def _with_sites(dictionary: Dictionary, **change: Any) -> Dictionary:

@@ -157,7 +157,8 @@ def build_sequences(
 
 def _token_effects(found: _Listed, logits: list[float], grid: list[int], columns: list[int]) -> TokenEffects:
     loss = [0.0] * len(columns)
-    sides: list[list] = [[[] for _ in columns] for _ in found.sides]
+    nothing: list = []  # one for all: a page's data holds millions of tokens at which nothing fires
+    sides: list[list] = [[nothing] * len(columns) for _ in found.sides]
     for i, c in enumerate(columns):
         at = found.at.get(grid[c - 1])
         if at is not None:
@@ -170,7 +171,9 @@ def _token_effects(found: _Listed, logits: list[float], grid: list[int], columns
 def _sequence_data(ids: list[int], acts: list[float], effects: TokenEffects | None) -> SequenceData:
     """What sae_vis' constructor gives. That goes through every number to round it and to drop zeros, which is done
     already: half of the time of making a page's data."""
-    effects = effects or TokenEffects([0.0] * len(ids), [0.0] * len(ids), *([[] for _ in ids] for _ in range(4)))
+    if effects is None:
+        nothing: list[list] = [[]] * len(ids)
+        effects = TokenEffects([0.0] * len(ids), [0.0] * len(ids), nothing, nothing, nothing, nothing)
     data = SequenceData.__new__(SequenceData)
     data.token_ids, data.feat_acts, data.seq_len = ids, acts, len(ids)
     data.loss_contribution, data.token_logits = effects.loss, effects.logits

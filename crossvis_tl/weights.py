@@ -93,23 +93,24 @@ def take(weight: Weight, at: At, axis: int, what: str, dtype: torch.dtype = torc
         part = weight.index_select(axis, at.to(weight.device))
     part = part.to(dtype)
     if is_large(weight):
-        _check_finite(weight, at, part, what)
+        _check_finite(weight, at, axis, part, what)
     return part
 
 
-# Which slices of large weights were looked through: a gathering takes the same ones for every batch.
-_LOOKED_THROUGH: MutableMapping[object, set[tuple[int | None, int | None]]] = WeakIdKeyDictionary()
+# Which features of large weights were looked through: a gathering takes the same ones for every batch.
+_LOOKED_THROUGH: MutableMapping[object, Tensor] = WeakIdKeyDictionary()
 
 
-def _check_finite(weight: Weight, at: At, part: Tensor, what: str) -> None:
-    known = _LOOKED_THROUGH.setdefault(weight, set())
-    key = None if isinstance(at, Tensor) else (None, None) if at is None else (at.start, at.stop)
-    if key in known:
+def _check_finite(weight: Weight, at: At, axis: int, part: Tensor, what: str) -> None:
+    if weight not in _LOOKED_THROUGH:
+        _LOOKED_THROUGH[weight] = torch.zeros(weight.shape[axis], dtype=torch.bool)
+    known = _LOOKED_THROUGH[weight]
+    here = slice(None) if at is None else at if isinstance(at, slice) else at.cpu()
+    if bool(known[here].all()):
         return
     if not all_finite(part):
         raise ValueError(f"{what} holds NaN or infinite values; the file is damaged")
-    if key is not None:
-        known.add(key)
+    known[here] = True
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -20,6 +20,7 @@ from transformer_lens import HookedTransformer
 from typer.testing import CliRunner
 
 import crossvis_tl.gathering
+import crossvis_tl.parts
 from crossvis_tl import SaeVisData, gather, load_dictionary, merge, open_store
 from crossvis_tl.capture import Capture
 from crossvis_tl.cli import app
@@ -111,22 +112,25 @@ def plain(thing):
     return [plain(part) for part in thing] if isinstance(thing, list | tuple) else thing
 
 
-def assert_close(got, want, path: str = "", *, rel: float = 1e-3, tiny: float = 3e-4) -> None:
+def assert_close(got, want, *, rel: float = 1e-3, tiny: float = 3e-4) -> None:
     """Plain data alike: numbers nearly (they are rounded to four places, and another batch sums in another order), all
     else exactly."""
-    got, want = plain(got), plain(want)
-    if isinstance(want, float):
-        assert math.isclose(got, want, rel_tol=rel, abs_tol=tiny), (path, got, want)
-    elif isinstance(want, dict):
-        assert got.keys() == want.keys(), path
-        for key in want:
-            assert_close(got[key], want[key], f"{path}.{key}", rel=rel, tiny=tiny)
-    elif isinstance(want, list):
-        assert len(got) == len(want), path
-        for i, (mine, theirs) in enumerate(zip(got, want, strict=True)):
-            assert_close(mine, theirs, f"{path}.{i}", rel=rel, tiny=tiny)
-    else:
-        assert got == want, path
+
+    def compare(got, want, path: str) -> None:
+        if isinstance(want, float):
+            assert math.isclose(got, want, rel_tol=rel, abs_tol=tiny), (path, got, want)
+        elif isinstance(want, dict):
+            assert got.keys() == want.keys(), path
+            for key in want:
+                compare(got[key], want[key], f"{path}.{key}")
+        elif isinstance(want, list):
+            assert len(got) == len(want), path
+            for i, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+                compare(mine, theirs, f"{path}.{i}")
+        else:
+            assert got == want, path
+
+    compare(plain(got), plain(want), "")
 
 
 def assert_same_dashboards(got: SaeVisData, want: SaeVisData) -> None:
@@ -160,7 +164,7 @@ def test_a_store_holds_what_memory_does(features, tmp_path, monkeypatch, diction
     want = gather(dictionary, tl_models, tokens, features)
     many_parts(monkeypatch)
     made = gather(dictionary, tl_models, tokens, features, out=tmp_path / "store")
-    assert int(want.starts[-1]) > 50
+    assert int(want.starts[-1]) > 20
     for got in (made, open_store(tmp_path / "store"), open_store(str(tmp_path / "store"))):
         assert_equal_acts(got, want)
         assert got.mask.text == want.mask.text
@@ -350,7 +354,7 @@ def test_a_manifest_with_a_wrong_field_is_named_or_makes_no_difference(field, ow
     content = json.loads((own / "manifest.json").read_text())
     want = use(store, dictionary)
     tried = 0
-    for value in ("gone", None, "x", 7, -1.5, [], {}, [[1]], [["x"]], {"x": "y"}, True):
+    for value in ("gone", None, "x", 7, [], {}, [["x"]], {"x": "y"}):
         changed = {k: v for k, v in content.items() if k != field} if value == "gone" else {**content, field: value}
         (own / "manifest.json").write_text(json.dumps(changed))
         tried += changed != content
@@ -366,7 +370,7 @@ def test_a_manifest_with_a_wrong_field_is_named_or_makes_no_difference(field, ow
                 [getattr(d, s) for d in got.feature_data_dict.values() for s in STATISTICS],
                 [getattr(d, s) for d in want.feature_data_dict.values() for s in STATISTICS],
             )
-    assert tried >= 9
+    assert tried >= 6
 
 
 def test_a_newer_version_is_refused(own, dictionary):
@@ -466,8 +470,13 @@ def assert_gone_on(folder, store: Path, calls, kept: int, *given) -> None:
     assert names == {path.name for path in store.iterdir()}
 
 
-@pytest.mark.parametrize("at", [0, 3, 4, 9, 14, 23, 24, -1])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the roof fell in")])
+@pytest.mark.parametrize(
+    ("at", "error"),
+    [
+        *((at, KeyboardInterrupt()) for at in (0, 3, 4, 14, 23, 24, -1)),
+        *((at, RuntimeError("the roof fell in")) for at in (1, 9, -1)),
+    ],
+)
 def test_what_was_stopped_goes_on(at, error, tmp_path, store, calls, dictionary, tl_models, tokens):
     folder, given = tmp_path / "store", (dictionary, tl_models, tokens)
     at %= len(calls)
@@ -534,10 +543,12 @@ def test_a_store_that_is_whole_runs_no_model(own, dictionary, tl_models, tokens,
 
 
 def test_create_goes_on_with_a_store_too(tmp_path, monkeypatch, dictionary, tl_models, tokens):
-    want = SaeVisData.create(dictionary, tl_models, tokens, small(None))
+    want = SaeVisData.create(dictionary, tl_models, tokens, small(None, top=1), effect="none")
     stopped(tmp_path / "store", 10, RuntimeError(), dictionary, tl_models, tokens)
     for _ in range(2):  # the second finds it whole
-        got = SaeVisData.create(dictionary, tl_models, tokens, small(None), store=tmp_path / "store")
+        got = SaeVisData.create(
+            dictionary, tl_models, tokens, small(None, top=1), effect="none", store=tmp_path / "store"
+        )
         assert_same_dashboards(got, want)
 
 
@@ -560,7 +571,7 @@ def test_shards_merge_to_what_one_run_gives(cuts, rel, on_disk, tmp_path, dictio
     """Cut where batches end, sums are the same to the last digits; elsewhere float32 sums differ."""
     tokens = tokens.clone()
     tokens[4, 8] = tokens[10, 3] = 0  # another document begins inside a row
-    given = {"rows_per_batch": 3, "masked_tokens": [17], "masked_positions": [-1]}
+    given = {"rows_per_batch": 3, "masked_tokens": [17], "masked_positions": [-1], "latent_scaling": True}
     want = gather(dictionary, tl_models, tokens, **given)
     shards = []
     for i, rows in enumerate(tokens.tensor_split(cuts)):
@@ -580,6 +591,10 @@ def test_shards_merge_to_what_one_run_gives(cuts, rel, on_disk, tmp_path, dictio
             assert_equal_acts(one, want)
         assert torch.equal(dense(one) != 0, dense(want) != 0)
         assert torch.allclose(dense(one), dense(want), atol=1e-5)
+        assert one.sums.keys() == want.sums.keys()
+        assert len(want.sums) > 8
+        for name in want.sums:
+            assert torch.allclose(one.sums[name].double(), want.sums[name].double(), rtol=1e-5, atol=1e-4), name
 
 
 def test_a_merged_store_is_a_store_like_any(tmp_path, dictionary, memory, tl_models, tokens):
@@ -607,10 +622,22 @@ def test_documents_that_were_given_keep_their_numbers(dictionary, tl_models, tok
     assert torch.equal(want.mask.documents[:, 3], documents)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_given_documents_are_not_mixed_up_with_counted_ones(first, dictionary, tl_models, tokens):
+    """No number may stand for two documents."""
+    some = gather(dictionary, tl_models, tokens[:4], [1], documents=torch.arange(4))
+    others = gather(dictionary, tl_models, tokens[4:8], [1])
+    try:
+        documents = merge([some, others] if first else [others, some]).mask.documents[:, 0]
+    except ValueError as error:
+        assert "documents" in str(error)  # noqa: PT017 - either way is right
+    else:
+        assert len(documents.unique()) == 8
+
+
 @pytest.mark.parametrize("what", ["dictionary", "model", "order", "masking", "masked_tokens", "positions", "features",
                                   "length", "replaced", "latent_scaling"])  # fmt: skip
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_shards_that_do_not_belong_together_are_refused(what, on_disk, tmp_path, dictionary, tl_models, tokens):
+def test_shards_that_do_not_belong_together_are_refused(what, tmp_path, dictionary, tl_models, tokens):
     given = {"encoder": dictionary, "model": tl_models, "tokens": tokens[:3], "features": [1, 2, 3]}
     change = {
         "dictionary": {"encoder": other_dictionary(tmp_path)},
@@ -625,17 +652,13 @@ def test_shards_that_do_not_belong_together_are_refused(what, on_disk, tmp_path,
         "latent_scaling": {"latent_scaling": True},
     }[what]
     folders = [tmp_path / "0", tmp_path / "1", tmp_path / "2"]
-    made = [
-        gather(**one, out=folder if on_disk else None)
-        for one, folder in zip(
-            [given, given | {"tokens": tokens[3:6]}, given | {"tokens": tokens[3:6]} | change], folders, strict=True
-        )
-    ]
-    shards = folders if on_disk else made
-    assert len(merge(shards[:2]).tokens) == 6
-    for pair in ([shards[0], shards[2]], [shards[2], shards[0]]):
-        with pytest.raises(ValueError, match="do not belong together"):
-            merge(pair, tmp_path / "whole")
+    others = given | {"tokens": tokens[3:6]}
+    acts = [gather(**one, out=folder) for one, folder in zip((given, others, others | change), folders, strict=True)]
+    for shards in (acts, folders):
+        assert len(merge(shards[:2]).tokens) == 6
+        for pair in ([shards[0], shards[2]], [shards[2], shards[0]]):
+            with pytest.raises(ValueError, match="do not belong together"):
+                merge(pair, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
 
 
@@ -646,6 +669,25 @@ def test_merging_nothing_or_into_something_is_refused(own, store):
     with pytest.raises((ValueError, FileExistsError), match="own"):
         merge([store], own)
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+
+
+def test_a_merge_that_was_stopped_can_be_made_again(tmp_path, monkeypatch, dictionary, tl_models, tokens, memory):
+    shards = [gather(dictionary, tl_models, rows) for rows in tokens.split(4)]
+    write, written = crossvis_tl.parts.Part.write, []
+
+    def full_disk(part, path):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        write(part, path)
+
+    monkeypatch.setattr(crossvis_tl.parts.Part, "write", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        merge(shards, tmp_path / "whole")
+    with pytest.raises((ValueError, FileNotFoundError)):
+        open_store(tmp_path / "whole")
+    merge(shards, tmp_path / "whole")
+    assert torch.allclose(dense(open_store(tmp_path / "whole")), dense(memory), atol=1e-5)
 
 
 # Memory
@@ -785,7 +827,7 @@ def test_masked_tokens_are_nowhere(what, dictionary, tl_models, tokens):
     given, counted, word = masks(tokens, tokenizer)[what]
     n = int(counted.sum())
     want = every_activation(dictionary, tl_models, tokens) * counted[..., None]
-    data = SaeVisData.create(dictionary, tl_models, tokens, SaeVisConfig(), **given)
+    data = SaeVisData.create(dictionary, tl_models, tokens, SaeVisConfig(), effect="none", **given)
     acts = gather(dictionary, tl_models, tokens, **given)
     assert torch.equal(acts.counted, counted)
     assert torch.allclose(dense(acts), want, atol=2e-4)
@@ -793,7 +835,11 @@ def test_masked_tokens_are_nowhere(what, dictionary, tl_models, tokens):
     assert acts.fidelity.l0 == pytest.approx(float((want > 0).sum()) / n)
     assert acts.fidelity.dead == pytest.approx(float((want.flatten(0, 1) <= 0).all(0).float().mean()))
     assert word in dict(data.page.facts)["masked"]
-    pearson = np.nan_to_num(np.corrcoef(want[counted].numpy().T.astype(np.float64) + 1e-30))
+    columns = want[counted].double()
+    columns = (columns - columns.mean(0)) / columns.std(0, correction=0).clamp_min(
+        1e-9
+    )  # a dead one correlates with none
+    pearson = columns.T @ columns / n
     for feature, panel in data.panels.items():
         fired = int((want[..., feature] > 0).sum())
         assert panel.density == pytest.approx(fired / n)
@@ -802,7 +848,7 @@ def test_masked_tokens_are_nowhere(what, dictionary, tl_models, tokens):
         assert sum(part.acts_histogram_data.bar_heights) == fired
         table = part.feature_tables_data
         for other, value in zip(table.correlated_features_indices, table.correlated_features_pearson, strict=True):
-            assert value == pytest.approx(pearson[feature, other], abs=1e-3)
+            assert value == pytest.approx(float(pearson[feature, other]), abs=1e-3)
         assert all(counted[s.row, s.position] for group in panel.sequences for s in group)
         for group, records in zip(part.sequence_data.seq_group_data, panel.sequences, strict=True):
             for sequence, record in zip(group.seq_data, records, strict=True):
@@ -864,7 +910,7 @@ def with_padding(patch: pytest.MonkeyPatch, models, side: str = "right") -> None
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("bos", [True, False])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     shape=st.lists(st.tuples(st.integers(0, 8), st.integers(3, 12)), min_size=1, max_size=5),
     seed=st.integers(0, 2**16),
@@ -903,9 +949,9 @@ def test_padding_changes_no_dashboard(effect, own_token, dictionary, tl_models, 
     padded = torch.full((len(lefts), width), pad)
     for row, left in enumerate(lefts):
         padded[row, left : left + n] = plain_rows[row]
-    features = lively(memory, 4)
-    want = SaeVisData.create(dictionary, tl_models, plain_rows, SaeVisConfig(features=features), effect=effect)
-    got = SaeVisData.create(dictionary, tl_models, padded, SaeVisConfig(features=features), effect=effect)
+    cfg = small(lively(memory, 2), top=20)
+    want = SaeVisData.create(dictionary, tl_models, plain_rows, cfg, effect=effect)
+    got = SaeVisData.create(dictionary, tl_models, padded, cfg, effect=effect)
     for panel in got.panels.values():
         for shown in (s for group in panel.sequences for s in group):
             shown.position -= lefts[shown.row]
@@ -984,10 +1030,10 @@ def test_gather_then_render(desk, tmp_path, dictionary, memory):
     store = tmp_path / "store"
     made(crossvis("gather", desk, "--out", store))
     assert_equal_acts(open_store(store), memory)
-    made(crossvis("render", desk, "--features", "top:4", "--out", tmp_path / "a.html", "--json", tmp_path / "a.json"))
-    said = made(crossvis("render", {}, "--store", store, "--features", "top:4", "--out", tmp_path / "page.html",
+    made(crossvis("render", desk, "--features", "top:2", "--out", tmp_path / "a.html", "--json", tmp_path / "a.json"))
+    said = made(crossvis("render", {}, "--store", store, "--features", "top:2", "--out", tmp_path / "page.html",
                          "--json", tmp_path / "b.json"))  # fmt: skip
-    assert "4 features" in said
+    assert "2 features" in said
     assert (tmp_path / "page.html").read_text().lower().startswith("<!doctype html>")
     want, got = (SaeVisData.load_json(tmp_path / f"{name}.json") for name in "ab")
     assert_same_dashboards(got, want)
