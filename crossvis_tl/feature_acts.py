@@ -7,6 +7,7 @@ few sequences that are shown. It lies in parts, each of some rows of tokens, in 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -48,7 +49,8 @@ class FeatureActs:
 
     `parts`: of consecutive rows, together all of them; feature `features[i]` is column `columns[i]` of each. `sums`:
     what `Sums.tensors` gave. `final`: each model's final residual stream at every flat position, where it was small
-    enough to keep. `home`: keeps a temporary folder alive. ValueError where parts and tokens do not fit.
+    enough to keep. `home`: keeps a temporary folder alive. `vocabulary`, `tokenizer`: the texts of token ids, where
+    either is known.
     """
 
     tokens: Int[Tensor, "rows positions"]
@@ -61,6 +63,8 @@ class FeatureActs:
     manifest: Manifest
     final: list[Float[Tensor, "positions d_model"]] | None = None
     home: object = field(default=None, repr=False)
+    vocabulary: Mapping[int, str] = field(default_factory=dict, repr=False)
+    tokenizer: Any = field(default=None, repr=False)
 
     @property
     def counted(self) -> Bool[Tensor, "rows positions"]:

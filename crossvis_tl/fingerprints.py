@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.masking import Mask
 from crossvis_tl.weights import Shards
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ def model_fingerprint(model: "HookedTransformer") -> str:
 def tokens_fingerprint(tokens: Int[Tensor, "rows positions"]) -> str:
     found = hashlib.blake2b(repr(tuple(tokens.shape)).encode(), digest_size=16)
     found.update(tokens.cpu().long().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def mask_fingerprint(mask: Mask) -> str:
+    """Of which positions count, what is padding, and which document each is of."""
+    found = hashlib.blake2b(mask.how.encode(), digest_size=16)
+    for part in (mask.counted, mask.lead, mask.tail, mask.documents):
+        found.update(part.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 

@@ -19,13 +19,18 @@ from crossvis_tl.capture import Capture, Captured
 from crossvis_tl.diagnosis import diagnose
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import FidelityLabels
-from crossvis_tl.fingerprints import dictionary_fingerprint, model_fingerprint, tokens_fingerprint
+from crossvis_tl.fingerprints import (
+    dictionary_fingerprint,
+    mask_fingerprint,
+    model_fingerprint,
+    tokens_fingerprint,
+)
 from crossvis_tl.manifest import Manifest, replacements_as_json
 from crossvis_tl.masking import Mask
 from crossvis_tl.models import name_of
 from crossvis_tl.parts import Part, PartBuilder
 from crossvis_tl.sparse import SparseActs
-from crossvis_tl.store import Store, judged, write_vocabulary
+from crossvis_tl.store import Store, judged, texts_of, write_vocabulary
 from crossvis_tl.sums import Fired, Sums
 
 log = logging.getLogger(__name__)
@@ -81,6 +86,7 @@ def gather(  # noqa: PLR0913
     keeper = _InMemory(memory_budget) if store is None else _OnDisk(store)
     try:
         _keep(run, keeper, progress)
+        return _finished(run, keeper, store)
     except KeyboardInterrupt:
         done = sum(part.n_rows for part in keeper.parts)
         text = f"interrupted after {run.row:,} of {len(tokens):,} sequences; nothing was kept"
@@ -90,7 +96,6 @@ def gather(  # noqa: PLR0913
                 "goes on from there"
             )
         raise KeyboardInterrupt(text) from None
-    return _finished(run, keeper, store)
 
 
 def _manifest(
@@ -105,7 +110,8 @@ def _manifest(
         dictionary=dictionary_fingerprint(dictionary), dictionary_name=dictionary.name,
         models=[model_fingerprint(model) for model in capture.models], model_names=names,
         tokens=tokens_fingerprint(tokens), features=tokens_fingerprint(features[None]),
-        n_features=dictionary.n_features, masked=[list(one) for one in mask.masked],
+        n_features=dictionary.n_features, mask=mask_fingerprint(mask), mask_how=mask.how,
+        masked=[list(one) for one in mask.masked],
         replacements=replacements_as_json(capture.replacements), latent_scaling=latent_scaling,
         scaled=list(capture.scaled),
         settings={"rows_per_batch": rows, "rows_per_part": max(rows, part_tokens // tokens.shape[1])},
@@ -175,12 +181,11 @@ def _finished(run: "_Pass", keeper: _InMemory | _OnDisk, store: Store | None) ->
         causes, notes = diagnose(run.capture, run.tokens, run.mask, judged(tensors, manifest))
         manifest = manifest.finished(causes, notes)
         if store is not None:
-            if run.capture.models[0].tokenizer is not None:
-                write_vocabulary(store.folder, run.tokens, run.capture.models[0].tokenizer)
+            write_vocabulary(store.folder, texts_of(run.tokens, run.capture.models[0].tokenizer))
             manifest.write(store.folder)
     return FeatureActs(
         run.tokens, run.mask, run.features, torch.arange(len(run.features)), tuple(keeper.parts), tensors,
-        judged(tensors, manifest), manifest, run.finals(), keeper.home,
+        judged(tensors, manifest), manifest, run.finals(), keeper.home, tokenizer=run.capture.models[0].tokenizer,
     )  # fmt: skip
 
 
@@ -211,6 +216,7 @@ class _Pass:
                 self.row += done
                 builder.n_rows += done
                 bar.update(done)
+            self.sums.sites.flush()
             yield builder.seal()
 
     def _batch(self, builder: PartBuilder, end: int) -> int:

@@ -1,13 +1,13 @@
 """What a store says of itself: what it was made from and how. Opened with anything else, it refuses."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from crossvis_tl.dictionary import Dictionary, Site
-from crossvis_tl.errors import first_line, short_list
+from crossvis_tl.errors import first_line
 from crossvis_tl.files import write_whole
 
 FORMAT, VERSION = "crossvis_tl feature activations", 1
@@ -16,10 +16,10 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """`dictionary`, `tokens`, `features`, `models`: fingerprints. `dictionary_name`, `model_names`: for people.
-    `hooks`: those read, and those written. `scaled`: as `Capture.scaled`. `settings`: how the tokens were taken,
-    so that going on takes them the same way. `labels`: `FidelityLabels` as a dict. `origin`: where dictionary and
-    models were loaded from, if known."""
+    """`dictionary`, `tokens`, `features`, `models`, `mask`: fingerprints. `mask_how`, `masked`: as `Mask`.
+    `dictionary_name`, `model_names`: for people. `hooks`: those read, and those written. `scaled`: as `Capture.scaled`.
+    `settings`: how the tokens were taken, so that going on takes them the same way. `labels`: `FidelityLabels` as a
+    dict. `origin`: where dictionary and models were loaded from, if known. `causes`, `notes`: what `diagnose` found."""
 
     dictionary: str
     dictionary_name: str
@@ -28,6 +28,8 @@ class Manifest:
     tokens: str
     features: str
     n_features: int
+    mask: str
+    mask_how: str
     masked: list[list[Any]]
     replacements: dict[str, dict[str, int]]
     latent_scaling: bool
@@ -62,10 +64,10 @@ class Manifest:
         version = content.pop("version", None)
         if version != VERSION:
             raise ValueError(f"{folder} is a store of version {version}; this crossvis_tl reads version {VERSION}")
-        try:
-            return cls(**content)
-        except TypeError as error:
-            raise ValueError(f"{path} is damaged: it does not hold what version {VERSION} holds ({error})") from error
+        problem = _problem(content)
+        if problem:
+            raise ValueError(f"{path} is damaged: {problem}")
+        return cls(**content)
 
     @property
     def only_hook(self) -> str | None:
@@ -101,8 +103,7 @@ class Manifest:
             f"other models than {' and '.join(self.model_names)}, or in another precision": same_models or swapped,
             "other tokens": self.tokens == other.tokens,
             "other features": self.features == other.features,
-            f"another mask ({short_list(what for what, _ in self.masked) or 'none'} there)": self.masked
-            == other.masked,
+            f"another mask or other documents (there: {self.mask_how})": self.mask == other.mask,
             "other replaced tokens": self.replacements == other.replacements,
             f"latent_scaling={not self.latent_scaling}": self.latent_scaling == other.latent_scaling,
         }
@@ -115,3 +116,66 @@ def replacements_as_json(replacements: Mapping[int, Mapping[int, int]]) -> dict[
 
 def replacements_from_json(data: Mapping[str, Mapping[str, int]]) -> dict[int, dict[int, int]]:
     return {int(m): {int(old): new for old, new in mapping.items()} for m, mapping in data.items()}
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(number) is int for number in value.values())
+
+
+def _pairs(value: Any) -> bool:
+    """[["BOS", 12], ...]"""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and type(pair[1]) is int
+        for pair in value
+    )
+
+
+def _hooks(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(side, list) for side in value)
+        and all(hook is None or isinstance(hook, str) for side in value for hook in side)
+    )  # fmt: skip
+
+
+def _labels(value: Any) -> bool:
+    return isinstance(value, dict) and _texts(value.get("sites")) and _pairs(value.get("groups"))
+
+
+def _replaced(value: Any) -> bool:
+    return isinstance(value, dict) and all(_counts(mapping) for mapping in value.values())
+
+
+def _origin(value: Any) -> bool:
+    kinds = {"dictionary": str, "dtype": str, "facts": dict}
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value[name], kind) for name, kind in kinds.items() if name in value)
+        and ("models" not in value or _texts(value["models"]))
+    )
+
+
+# What each field must be, where its type does not say it.
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "models": _texts, "model_names": _texts, "causes": _texts, "notes": _texts, "settings": _counts, "masked": _pairs,
+    "hooks": _hooks, "labels": _labels, "replacements": _replaced, "origin": _origin,
+    "scaled": lambda value: isinstance(value, list) and all(type(t) is int for t in value),
+}  # fmt: skip
+
+
+def _problem(content: Mapping[str, Any]) -> str | None:
+    """What of a manifest's fields is lacking, too much or of another kind; None where all is well."""
+    plain = {"str": str, "int": int, "bool": bool}
+    for field_ in fields(Manifest):
+        name = field_.name
+        if name not in content:
+            return f"it does not say {name!r}"
+        kind = plain.get(str(getattr(field_.type, "__name__", field_.type)))
+        good = type(content[name]) is kind if kind else CHECKS[name](content[name])
+        if not good:
+            return f"{name!r} is {content[name]!r}"
+    unknown = set(content) - {field_.name for field_ in fields(Manifest)}
+    return f"it says {sorted(unknown)[0]!r}, which version {VERSION} does not" if unknown else None

@@ -18,7 +18,8 @@ Masking = Literal["special", "all special", "none"]
 class Mask:
     """Which positions count. `counted`: bool [rows, positions]. `masked`: what does not count, and how many tokens
     that are. `lead`, `tail`: how many padding tokens each row begins and ends with. `documents`: the number of the
-    document each token belongs to, [rows, positions]; `documents_given`: by the caller.
+    document each token belongs to, [rows, positions]; `documents_given`: by the caller. `how`: what was asked to be
+    left out, whole and in one spelling, the same for other tokens.
     """
 
     counted: Bool[Tensor, "rows positions"]
@@ -27,6 +28,7 @@ class Mask:
     tail: Int[Tensor, " rows"]
     documents: Int[Tensor, "rows positions"]
     documents_given: bool = False
+    how: str = ""
 
     @property
     def text(self) -> str:
@@ -78,18 +80,18 @@ def token_mask(
     ids = list(getattr(tokenizer, "all_special_ids", None) or ()) if masking == "all special" else []
     if ids:
         masked.append(_hide(hidden, torch.isin(tokens, torch.tensor(ids)), "other special tokens"))
-    if masked_tokens:
-        chosen = _token_ids(masked_tokens, tokenizer)
+    chosen = _token_ids(masked_tokens, tokenizer) if len(masked_tokens) else {}
+    if chosen:
         words = f"tokens {short_list(chosen, 6)}"
         masked.append(_hide(hidden, torch.isin(tokens, torch.tensor(list(chosen.values()))), words))
-    if masked_positions:
-        numbers = whole_numbers(masked_positions, "masked_positions", "positions such as 0, 1 or -1")
-        words = f"positions {short_list(numbers, 6)}"
-        masked.append(_hide(hidden, _at_positions(numbers, tokens.shape[1], lead, (end & ~start).sum(-1)), words))
+    positions = whole_numbers(masked_positions, "masked_positions", "positions such as 0, 1 or -1")
+    if positions:
+        words = f"positions {short_list(positions, 6)}"
+        masked.append(_hide(hidden, _at_positions(positions, tokens.shape[1], lead, (end & ~start).sum(-1)), words))
     tail = (end & ~start).sum(-1)
-    mask = Mask(
-        ~hidden, tuple(masked), lead, tail, _documents(tokens, tokenizer, lead, documents), documents is not None
-    )
+    numbers = _documents(tokens, tokenizer, lead, tail, documents)
+    how = f"{masking}; tokens {sorted(chosen.values())}; positions {sorted(positions)}"
+    mask = Mask(~hidden, tuple(masked), lead, tail, numbers, documents is not None, how)
     if bool(hidden.all()):
         what = "every token is BOS or padding" if len(masked) == 2 else mask.text
         raise ValueError(f"{what}; nothing is left to look at")
@@ -149,7 +151,7 @@ def _at_positions(numbers: Sequence[int], n: int, lead: Tensor, tail: Tensor) ->
     return torch.isin(from_start, firsts) | torch.isin(from_end, lasts)
 
 
-def _documents(tokens: Tensor, tokenizer: Any, lead: Tensor, given: Tensor | None) -> Tensor:
+def _documents(tokens: Tensor, tokenizer: Any, lead: Tensor, tail: Tensor, given: Tensor | None) -> Tensor:
     if given is not None:
         given = torch.as_tensor(given)
         whole = given[:, None].expand(tokens.shape) if given.shape == tokens.shape[:1] else given
@@ -166,5 +168,6 @@ def _documents(tokens: Tensor, tokenizer: Any, lead: Tensor, given: Tensor | Non
     if eos is not None and eos != bos:
         begins[:, 1:] |= tokens[:, :-1] == eos
     columns = torch.arange(tokens.shape[1])
+    begins &= columns < tokens.shape[1] - tail[:, None]
     begins = torch.where(columns <= lead[:, None], columns == 0, begins)
     return begins.flatten().cumsum(0).reshape(tokens.shape) - 1

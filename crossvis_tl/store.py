@@ -10,7 +10,10 @@
 """
 
 import json
-from collections.abc import Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,7 @@ from torch import Tensor
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity, FidelityLabels, FidelitySums
 from crossvis_tl.files import write_whole
-from crossvis_tl.fingerprints import tokens_fingerprint
+from crossvis_tl.fingerprints import mask_fingerprint, tokens_fingerprint
 from crossvis_tl.manifest import NAME, Manifest
 from crossvis_tl.masking import Mask
 from crossvis_tl.parts import Part, open_tensors, write_tensors
@@ -30,7 +33,7 @@ from crossvis_tl.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from crossvis_tl.sums import Sums
 
-VOCABULARY = "vocabulary.json"
+TOKENS, VOCABULARY = "tokens.safetensors", "vocabulary.json"
 
 
 class Store:
@@ -40,18 +43,22 @@ class Store:
         self.folder, self.manifest = folder, manifest
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file; a store is a folder")
+        if folder.is_dir():
+            self._remove_drafts()
         if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).is_file():
             raise FileExistsError(f"{folder} holds other things and is no store; give an empty or a new folder")
         if (folder / NAME).is_file():
             self._go_on()
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {
-            "tokens": tokens, "features": features, "counted": mask.counted, "lead": mask.lead, "tail": mask.tail,
-            "documents": mask.documents,
-        }  # fmt: skip
-        write_tensors(folder / "tokens.safetensors", content, {})
-        manifest.write(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            manifest.write(folder)
+        if not (folder / TOKENS).is_file():
+            write_tokens(folder, tokens, mask, features)
+
+    def _remove_drafts(self) -> None:
+        """Of a run that was stopped while it wrote."""
+        for draft in self.folder.glob(".*.part"):
+            draft.unlink(missing_ok=True)
 
     def _go_on(self) -> None:
         held = Manifest.read(self.folder)
@@ -61,8 +68,6 @@ class Store:
                 f"{self.folder} was gathered with {', '.join(differences)}; give another folder, or delete this one"
             )
         self.manifest = held
-        for draft in self.folder.glob(".*.part"):  # of a run that was stopped while it wrote
-            draft.unlink(missing_ok=True)
 
     def parts(self) -> list[Part]:
         """Those that are whole and whose sums are written."""
@@ -102,35 +107,53 @@ def open_store(path: str | Path) -> FeatureActs:
     """
     folder = Path(path)
     manifest = Manifest.read(folder)
-    content, _ = open_tensors(folder / "tokens.safetensors")
+    content, _ = open_tensors(folder / TOKENS)
     try:
         tokens, features = content["tokens"].clone(), content["features"].clone()
         masked = tuple((str(what), int(n)) for what, n in manifest.masked)
         counted, *others = (content[name].clone() for name in ("counted", "lead", "tail", "documents"))
-        mask = Mask(counted, masked, *others, documents_given=manifest.documents_given)
+        mask = Mask(counted, masked, *others, documents_given=manifest.documents_given, how=manifest.mask_how)
     except KeyError as error:
-        raise ValueError(f"{folder / 'tokens.safetensors'} is damaged: it has no {error}") from error
-    numbers = sorted(int(p.stem.removeprefix("part-")) for p in folder.glob("part-*.safetensors"))
-    parts = tuple(Part.open(_part(folder, number)) for number in numbers)
+        raise ValueError(f"{folder / TOKENS} is damaged: it has no {error}") from error
+    found = (*folder.glob("sums-*.safetensors"), *(folder.glob("part-*.safetensors") if manifest.complete else ()))
+    numbers = [int(path.stem.removeprefix("sums-").removeprefix("part-")) for path in found]
+    parts = tuple(Part.open(_part(folder, number)) for number in range(max(numbers, default=-1) + 1))
     rows = sum(part.n_rows for part in parts)
-    if not manifest.complete or rows != len(tokens) or numbers != list(range(len(numbers))):
+    if not manifest.complete:
         raise ValueError(
             f"{folder} holds {min(rows, len(tokens)):,} of {len(tokens):,} sequences: the gathering was not finished. "
             "Say the same call or command again, and it goes on from there"
         )
+    if rows != len(tokens):
+        raise ValueError(f"{folder} is damaged: its parts hold {rows:,} of {len(tokens):,} sequences")
     sums, _ = open_tensors(_sums(folder, len(parts) - 1))
+    if len(sums.get("fidelity.active", ())) != manifest.n_features:
+        raise ValueError(f"{folder} is damaged: its sums are not of {manifest.n_features} features")
     acts = FeatureActs(
-        tokens, mask, features, torch.arange(len(features)), parts, sums, judged(sums, manifest), manifest
-    )
+        tokens, mask, features, torch.arange(len(features)), parts, sums, judged(sums, manifest), manifest,
+        vocabulary=read_vocabulary(folder),
+    )  # fmt: skip
     if any(len(part.starts) != len(features) + 1 for part in parts):
         raise ValueError(f"{folder} is damaged: its parts hold other features than it says")
     return acts
 
 
-def write_vocabulary(folder: Path, tokens: Tensor, tokenizer: Any) -> None:
-    """The texts of all token ids, so that pages can be made without the model."""
-    texts = Vocabulary(tokenizer).texts(torch.unique(tokens).tolist())
-    write_whole(folder / VOCABULARY, [json.dumps({str(i): text for i, text in texts.items()})])
+def write_tokens(folder: Path, tokens: Tensor, mask: Mask, features: Tensor) -> None:
+    content = {
+        "tokens": tokens, "features": features, "counted": mask.counted, "lead": mask.lead, "tail": mask.tail,
+        "documents": mask.documents,
+    }  # fmt: skip
+    write_tensors(folder / TOKENS, content, {})
+
+
+def texts_of(tokens: Tensor, tokenizer: Any) -> dict[int, str]:
+    """The texts of all token ids, so that pages can be made without the model; {} without a tokenizer."""
+    return {} if tokenizer is None else Vocabulary(tokenizer).texts(torch.unique(tokens).tolist())
+
+
+def write_vocabulary(folder: Path, texts: Mapping[int, str]) -> None:
+    if texts:
+        write_whole(folder / VOCABULARY, [json.dumps({str(i): text for i, text in texts.items()})])
 
 
 def read_vocabulary(path: str | Path) -> dict[int, str]:
@@ -154,20 +177,36 @@ def judged(sums: Any, manifest: Manifest) -> Fidelity:
 
 
 def save_acts(acts: FeatureActs, path: str | Path) -> Path:
-    """Writes what was gathered in memory as a store. FileExistsError where something lies at `path`."""
+    """Writes what was gathered in memory as a store, which appears whole or not at all. FileExistsError where something
+    lies at `path`; ValueError for a selection of what was gathered."""
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already; give a new folder")
-    if len(acts.columns) != len(acts.parts[0].starts) - 1 or not torch.equal(
-        acts.columns, torch.arange(len(acts.columns))
-    ):
+    stored = len(acts.parts[0].starts) - 1
+    if not torch.equal(acts.columns, torch.arange(stored)):
         raise ValueError("only some of the gathered features are selected; save the gathering they were selected from")
-    Store(folder, replace(acts.manifest, complete=False), acts.tokens, acts.mask, acts.features)
-    for number, part in enumerate(acts.parts):
-        part.write(_part(folder, number))
-    write_tensors(_sums(folder, len(acts.parts) - 1), dict(acts.sums), {})
-    acts.manifest.write(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        write_tokens(draft, acts.tokens, acts.mask, acts.features)
+        for number, part in enumerate(acts.parts):
+            part.write(_part(draft, number))
+        write_tensors(_sums(draft, len(acts.parts) - 1), dict(acts.sums), {})
+        write_vocabulary(draft, acts.vocabulary or texts_of(acts.tokens, acts.tokenizer))
+        acts.manifest.write(draft)
+        draft.chmod(0o777 & ~_umask())
+        if folder.is_dir():
+            folder.rmdir()
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def merge_acts(shards: Sequence[FeatureActs]) -> FeatureActs:
@@ -179,8 +218,12 @@ def merge_acts(shards: Sequence[FeatureActs]) -> FeatureActs:
         raise ValueError("there is nothing to merge; give at least one gathering")
     first = shards[0]
     for shard in shards[1:]:
-        same = replace(shard.manifest, tokens=first.manifest.tokens, masked=first.manifest.masked)
+        same = replace(shard.manifest, tokens=first.manifest.tokens, mask=first.manifest.mask)
         differences = first.manifest.differences(same)
+        if shard.mask.how != first.mask.how:
+            differences.append(f"another mask ({shard.mask.how}, not {first.mask.how})")
+        if shard.mask.documents_given != first.mask.documents_given:
+            differences.append("documents whose numbers were given, where the others' were not")
         if shard.tokens.shape[1] != first.tokens.shape[1]:
             differences.append(f"sequences of {shard.tokens.shape[1]} positions, not {first.tokens.shape[1]}")
         if not torch.equal(shard.features, first.features):
@@ -190,12 +233,20 @@ def merge_acts(shards: Sequence[FeatureActs]) -> FeatureActs:
     sums = {name: torch.stack([shard.sums[name] for shard in shards]).sum(0) for name in first.sums}
     tokens = torch.cat([shard.tokens for shard in shards])
     mask = _merged_masks(shards)
-    manifest = replace(first.manifest, tokens=tokens_fingerprint(tokens), masked=[list(one) for one in mask.masked])
+    causes, notes = (
+        list(dict.fromkeys(text for shard in shards for text in getattr(shard.manifest, name)))
+        for name in ("causes", "notes")
+    )
+    manifest = replace(
+        first.manifest, tokens=tokens_fingerprint(tokens), masked=[list(one) for one in mask.masked],
+        mask=mask_fingerprint(mask), causes=causes, notes=notes, origin={**first.manifest.origin},
+    )  # fmt: skip
     finals = [shard.final for shard in shards]
     final = [torch.cat(one) for one in zip(*finals, strict=True)] if all(f is not None for f in finals) else None
     return FeatureActs(
         tokens, mask, first.features, first.columns, tuple(part for shard in shards for part in shard.parts), sums,
         judged(sums, manifest), manifest, final, [shard.home for shard in shards],
+        {i: text for shard in shards for i, text in shard.vocabulary.items()}, first.tokenizer,
     )  # fmt: skip
 
 
@@ -213,4 +264,4 @@ def _merged_masks(shards: Sequence[FeatureActs]) -> Mask:
         torch.cat([getattr(shard.mask, name) for shard in shards]) for name in ("counted", "lead", "tail")
     )
     given = any(shard.mask.documents_given for shard in shards)
-    return Mask(counted, tuple(masked.items()), lead, tail, torch.cat(documents), given)
+    return Mask(counted, tuple(masked.items()), lead, tail, torch.cat(documents), given, shards[0].mask.how)

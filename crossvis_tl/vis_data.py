@@ -21,7 +21,7 @@ from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.effects import Effect, check_effect
 from crossvis_tl.encoders import as_dictionary
-from crossvis_tl.errors import feature_numbers
+from crossvis_tl.errors import feature_numbers, short_list
 from crossvis_tl.examples import PER_DOCUMENT
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import warn_if_bad
@@ -37,7 +37,7 @@ from crossvis_tl.page_facts import PageFacts, page_facts
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.panels import FeaturePanels
 from crossvis_tl.prompts import gather_prompt
-from crossvis_tl.store import open_store, read_vocabulary
+from crossvis_tl.store import open_store
 from crossvis_tl.tokens import checked_tokens
 from crossvis_tl.vocabulary import Vocabulary
 
@@ -155,10 +155,16 @@ class SaeVisData(StockSaeVisData):
         check_effect(effect)
         cfg = checked(cfg or SaeVisConfig())
         acts = open_store(store)
-        if tokens is not None and tokens_fingerprint(torch.as_tensor(tokens)) != acts.manifest.tokens:
-            raise ValueError(f"{store} was gathered on other tokens than those given")
+        if tokens is not None:
+            same = isinstance(tokens, Tensor) and tokens_fingerprint(tokens[: cfg.batch_size]) == acts.manifest.tokens
+            if not same:
+                raise ValueError(f"{store} was gathered on other tokens than those given")
         hook = cfg.hook_point or acts.manifest.only_hook
         dictionary = acts.manifest.placed(as_dictionary(encoder, hook)).comparable()
+        places = [[site.hook or site.hf_path for site in sites] for sites in (dictionary.sources, dictionary.targets)]
+        known = acts.manifest.hooks
+        if all(site.hf_path is None for site in (*dictionary.sources, *dictionary.targets)) and places != known:
+            raise ValueError(f"{store} was gathered at {joined(known)}, not at {joined(places)}")
         if dictionary_fingerprint(dictionary) != acts.manifest.dictionary:
             raise ValueError(
                 f"{store} was gathered with another dictionary ({acts.manifest.dictionary_name}), not {dictionary.name}"
@@ -175,7 +181,7 @@ class SaeVisData(StockSaeVisData):
         acts = acts if features is None else acts.select_features(features)
         return cls.from_acts(
             acts, dictionary, cfg, Showing(effect, per_document, distinct), capture=capture, encoder=encoder,
-            vocabulary=read_vocabulary(store),
+            vocabulary=acts.vocabulary,
         )  # fmt: skip
 
     @classmethod
@@ -240,9 +246,11 @@ class SaeVisData(StockSaeVisData):
         "loss_effect"; default the first). `seq_pos`: the token to open on, default the last
         at which a feature fires."""
         if not self.models:
-            raise ValueError("a prompt needs the model, which these dashboards lack: pass model= to load_json")
+            raise ValueError("a prompt needs the model, which these dashboards lack: pass model= when loading them")
         if self.encoder is None:
-            raise ValueError("a prompt needs the dictionary, which these dashboards lack: pass encoder= to load_json")
+            raise ValueError(
+                "a prompt needs the dictionary, which these dashboards lack: pass encoder= when loading them"
+            )
         capture = Capture(as_dictionary(self.encoder, self.cfg.hook_point), self.models)
         shown = gather_prompt(self, capture, prompt, metric, seq_pos, num_top_features)
         head, payloads = prompt_page(self, shown)
@@ -269,6 +277,11 @@ class SaeVisData(StockSaeVisData):
             model=models[0] if models else None, encoder=encoder, encoder_B=encoder_B,
             panels=panels, page=PageFacts(**page), models=models,
         )  # fmt: skip
+
+
+def joined(hooks: Sequence[Sequence[str | None]]) -> str:
+    """Every hook once, in words."""
+    return short_list(dict.fromkeys(str(hook) for side in hooks for hook in side))
 
 
 def _one_of(name: str, value: Any, other_name: str, other: Any) -> Any:

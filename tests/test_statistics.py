@@ -30,7 +30,7 @@ def sparse(dense: torch.Tensor, n_positions: int = 8, n_parts: int = 1) -> Featu
     tokens = torch.arange(rows * n_positions).reshape(rows, n_positions)
     mask = token_mask(tokens, None, "none")
     features = torch.arange(dense.shape[1])
-    manifest = Manifest("", "", [], [], "", "", len(features), [], {}, False, [], {}, {}, [])
+    manifest = Manifest("", "", [], [], "", "", len(features), "", "", [], {}, False, [], {}, {}, [])
     return FeatureActs(tokens, mask, features, features, tuple(parts), {}, Fidelity("", "", [], 0, 0, 0), manifest)
 
 
