@@ -86,15 +86,25 @@ def ablate(
     order = torch.argsort(pairs.tokens, stable=True)
     distinct, counts = torch.unique_consecutive(pairs.tokens[order], return_counts=True)
     ends = counts.cumsum(0)
+    room = _Room(min(n_tokens, len(distinct)), min(n_pairs, len(pairs)), n_vocab, resid.device)
     for begin in range(0, len(distinct), n_tokens):
         shown = distinct[begin : begin + n_tokens]
         first = int(ends[begin] - counts[begin])
-        tokens = _Tokens.of(unembed, resid[shown])
+        tokens = _Tokens.of(unembed, resid[shown], room)
         for at in order[first : int(ends[begin + len(shown) - 1])].split(n_pairs):
             some = pairs[at.to(pairs.tokens.device)]
             place = torch.searchsorted(shown, some.tokens)
             out.put(at, _ablate(unembed, tokens, place, directions, direct, some, k))
     return out
+
+
+class _Room:
+    """Where logits go: taken once, since memory taken anew for every block costs as much as what is done in it."""
+
+    def __init__(self, n_tokens: int, n_pairs: int, n_vocab: int, device: torch.device):
+        self.projected, self.probabilities, self.change = (
+            torch.empty(n, n_vocab, device=device) for n in (n_tokens, n_tokens, n_pairs)
+        )
 
 
 @dataclass(frozen=True)
@@ -107,10 +117,14 @@ class _Tokens:
     scale: Float[Tensor, "tokens 1"]
     probabilities: Float[Tensor, "tokens d_vocab"]
 
+    room: _Room
+
     @classmethod
-    def of(cls, unembed: Unembedding, resid: Tensor) -> "_Tokens":
-        projected, scale = unembed.project(resid), unembed.scale(resid)
-        return cls(unembed, resid, projected, scale, unembed.finish(projected, scale).softmax(-1))
+    def of(cls, unembed: Unembedding, resid: Tensor, room: _Room) -> "_Tokens":
+        projected = torch.mm(resid, unembed.W, out=room.projected[: len(resid)])
+        scale = unembed.scale(resid)
+        logits = unembed.finish(projected, scale, out=room.probabilities[: len(resid)])
+        return cls(unembed, resid, projected, scale, torch.softmax(logits, -1, out=logits), room)
 
     def logits(self, place: Tensor) -> Float[Tensor, "pairs d_vocab"]:
         return self.unembed.finish(self.projected[place], self.scale[place])
@@ -126,28 +140,30 @@ def _ablate(
         rows, amounts = torch.arange(len(pairs), device=added.device), torch.ones_like(amounts)
         parts = unembed.project(added)
     if unembed.softcap > 0:
-        left = _combined(tokens.projected, place, 1 / after, parts, rows, -amounts / after)
+        left = _combined(tokens, place, 1 / after, parts, rows, -amounts / after)
         change = tokens.logits(place) - unembed.finish(left, torch.ones_like(after)[:, None])
     else:
         alpha = 1 / tokens.scale[place, 0] - 1 / after
-        change = _combined(tokens.projected, place, alpha, parts, rows, amounts / after)
-    up_ids, up = extremes(change, k, largest=True)
-    down_ids, down = extremes(change, k, largest=False)
+        change = _combined(tokens, place, alpha, parts, rows, amounts / after)
+    up_ids, up = extremes(change, max(k, 1), largest=True)
+    down_ids, down = extremes(change, max(k, 1), largest=False)
     # log-softmax differs from the logits by one number a row: the order of tokens needs no softmax
     followed = change.gather(-1, pairs.following[:, None])[:, 0]
     shift = -_log_mean_exp(change, tokens, place, down[:, 0], up[:, 0])
-    return Changes(shift - followed, up_ids, up - shift[:, None], down_ids, down - shift[:, None])
+    up, down = up - shift[:, None], down - shift[:, None]
+    return Changes(shift - followed, up_ids[:, :k], up[:, :k], down_ids[:, :k], down[:, :k])
 
 
 def _combined(
-    u: Tensor, place: Tensor, alpha: Tensor, f: Tensor, rows: Tensor, beta: Tensor
+    tokens: _Tokens, place: Tensor, alpha: Tensor, f: Tensor, rows: Tensor, beta: Tensor
 ) -> Float[Tensor, "pairs d_vocab"]:
-    """alpha * u[place] + beta * f[rows]."""
+    """alpha * u[place] + beta * f[rows], with u the tokens' linear part."""
+    u, out = tokens.projected, tokens.room.change[: len(place)]
     if u.device.type != "cpu":
-        return (f[rows] * beta[:, None]).addcmul_(u[place], alpha[:, None])
-    out = torch.empty(len(place), u.shape[-1])  # row by row: gathering rows first would move everything twice
-    for row, (i, a, j, b) in enumerate(zip(place.tolist(), alpha.tolist(), rows.tolist(), beta.tolist(), strict=True)):
-        torch.mul(f[j], b, out=out[row]).add_(u[i], alpha=a)
+        return torch.mul(f[rows], beta[:, None], out=out).addcmul_(u[place], alpha[:, None])
+    # row by row: gathering rows first would move everything twice
+    for row, i, a, j, b in zip(out, place.tolist(), alpha.tolist(), rows.tolist(), beta.tolist(), strict=True):
+        torch.mul(f[j], b, out=row).add_(u[i], alpha=a)
     return out
 
 

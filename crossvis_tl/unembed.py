@@ -50,10 +50,10 @@ class Unembedding:
         return einsum(resid, self.W, "... d_model, d_model d_vocab -> ... d_vocab")
 
     def finish(
-        self, projected: Float[Tensor, "*batch d_vocab"], scale: Float[Tensor, "*batch 1"]
+        self, projected: Float[Tensor, "*batch d_vocab"], scale: Float[Tensor, "*batch 1"], out: Tensor | None = None
     ) -> Float[Tensor, "*batch d_vocab"]:
-        """Logits from the linear part and the scale."""
-        logits = projected / scale
+        """Logits from the linear part and the scale. `out`: where they go, if there is room already."""
+        logits = torch.div(projected, scale, out=out)
         if self.biased:
             logits += self.offset
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap > 0 else logits

@@ -43,9 +43,9 @@ def plain_logits(unembed: Unembedding, x: torch.Tensor) -> torch.Tensor:
 @settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(["LN", "RMS", ""]), st.sampled_from([0.0, 5.0]), st.booleans(), st.booleans(),
-    st.sampled_from([0.1, 3.0, 300.0]), st.integers(0, 2**16),
+    st.sampled_from([0.1, 3.0, 300.0]), st.integers(0, 2**16), st.sampled_from([0, 3]),
 )  # fmt: skip
-def test_taking_features_away_is_what_the_formula_says(norm, softcap, biased, whole, size, seed):
+def test_taking_features_away_is_what_the_formula_says(norm, softcap, biased, whole, size, seed, k):
     """`whole`: what is added is given as it is, and not as an amount of a direction. `size`: 300 makes changes that
     would overflow if exponentials were added up as they are."""
     generator = torch.Generator().manual_seed(seed)
@@ -61,14 +61,14 @@ def test_taking_features_away_is_what_the_formula_says(norm, softcap, biased, wh
     amounts, following = size * normal(30), torch.randint(0, 700, (30,), generator=generator)
     added = amounts[:, None] * directions[rows]
     pairs = Pairs(tokens, following, rows, amounts, added if whole else None)
-    got = ablate(unembed, resid, directions, unembed.project(directions), pairs, 3)
+    got = ablate(unembed, resid, directions, unembed.project(directions), pairs, k)
     before = plain_logits(unembed, resid[tokens]).log_softmax(-1)
     change = before - plain_logits(unembed, resid[tokens] - added).log_softmax(-1)
     tolerance = {"atol": 2e-3, "rtol": 1e-4} if size > 10 else {"atol": 2e-4, "rtol": 1e-4}
     torch.testing.assert_close(got.loss.double(), -change.gather(1, following[:, None])[:, 0], **tolerance)
-    torch.testing.assert_close(got.up.double(), change.topk(3).values, **tolerance)
-    torch.testing.assert_close(got.down.double(), change.topk(3, largest=False).values, **tolerance)
-    torch.testing.assert_close(change.gather(1, got.up_ids.long()), change.topk(3).values, **tolerance)
+    torch.testing.assert_close(got.up.double(), change.topk(k).values, **tolerance)
+    torch.testing.assert_close(got.down.double(), change.topk(k, largest=False).values, **tolerance)
+    torch.testing.assert_close(change.gather(1, got.up_ids.long()), change.topk(k).values, **tolerance)
 
 
 def shown(data: SaeVisData, feature: int, model: int = 0):
