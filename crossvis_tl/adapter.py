@@ -67,7 +67,7 @@ def attach(
             f"{capture.dictionary.name} does not write to the residual stream of {name_of(models[logits_of])}, and "
             f"stock sae_vis cannot show features without logit effects; {USE_OURS}"
         )
-    if written.base is not None or written.gate is not None:
+    if not written.one_direction or written.gate is not None or written.scaled is not None:
         raise ValueError(
             f"what a feature of {capture.dictionary.name} writes is not its activation times a direction, which is all "
             f"that stock sae_vis can show; {USE_OURS}"

@@ -57,7 +57,7 @@ def page_facts(dictionary: Dictionary, acts: FeatureActs, effect: Effect | None)
         ["logit effects", EFFECTS[effect]],
         ["sequences", SEQUENCES],
     ]
-    facts += [[name.replace("_", " "), str(dictionary.facts[name])] for name in REPORTED if name in dictionary.facts]
+    facts += [[name.replace("_", " "), _said(dictionary.facts[name])] for name in REPORTED if name in dictionary.facts]
     for index, mapping in replacements_from_json(acts.manifest.replacements).items():
         facts.append(["replaced tokens", f"{names[index]} reads {_pairs(mapping)}"])
     if acts.fidelity.groups:
@@ -92,3 +92,10 @@ def _site(site: Site, names: list[str]) -> dict[str, Any]:
         "label": site_label(site, names),
         "width": site.width,
     }
+
+
+def _said(value: object) -> str:
+    """Numbers to the digits that mean something to a reader."""
+    if isinstance(value, list | tuple):
+        return ", ".join(_said(one) for one in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

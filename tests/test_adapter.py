@@ -8,6 +8,7 @@ from sae_vis.model_fns import TransformerLensWrapper
 
 from crossvis_tl import attach, load_dictionary
 from tests.conftest import write_clt, write_crosscoder
+from tests.test_golden import GOLDEN
 from tests.test_models import hf_tensors
 
 FEATURES = [3, 0, 17]
@@ -144,3 +145,11 @@ def test_too_many_features_are_refused(crosscoder_dir, tl_models, monkeypatch):
     monkeypatch.setattr("crossvis_tl.adapter.LARGEST_SELECTION", 39)
     with pytest.raises(ValueError, match=r"40 are too many \(at most 39\)"):
         attach(load_dictionary(crosscoder_dir), tl_models)
+
+
+def test_what_is_scaled_at_each_token_is_refused(tl_models):
+    """Stock sae_vis adds an activation times one direction; a token's own scale has no place in that."""
+    path = GOLDEN[0].parent / "f12_openai_topk_ln_rawkeys/checkpoint/6.pt"
+    dictionary = load_dictionary(path, input_layer_norm=True, hook_point="blocks.1.hook_mlp_out")
+    with pytest.raises(ValueError, match=r"writes is not its activation times a direction"):
+        attach(dictionary, tl_models[0], features=[0])

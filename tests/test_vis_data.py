@@ -8,7 +8,7 @@ import torch
 from sae_vis.data_config_classes import Column, LogitsTableConfig
 from sae_vis.model_fns import AutoEncoder, AutoEncoderConfig
 
-from crossvis_tl import CrossvisWarning, SaeVisData, load_dictionary
+from crossvis_tl import CrossvisWarning, SaeVisData, gather, load_dictionary
 from crossvis_tl.geometry import site_geometry
 from crossvis_tl.logit_effects import residual_written
 from crossvis_tl.page_data import feature_page
@@ -109,6 +109,29 @@ def test_interval_bounds_are_stocks_and_the_examples_lie_in_them(both):
             low, high = (float(part) for part in group.title.split("<br>")[0].removeprefix("INTERVAL ").split(" - "))
             for sequence, record in zip(group.seq_data, records, strict=True):
                 assert low - 1e-3 <= sequence.feat_acts[record.bold] <= high + 1e-3
+
+
+def test_intervals_hold_the_tokens_that_stocks_hold(both, tl_models, tokens):
+    """Both draw at random, so what they draw from is compared: the share that the titles give, and that every token
+    stock drew is one ours could have drawn. Stock's lowest interval counts the silent tokens too, ours does not."""
+    stock, ours = both
+    acts = gather(autoencoder(), tl_models[0], tokens, [0, 4, 9, 31], hook_point=HOOK, masking="none")
+    flat, drawn = tokens.flatten(), 0
+    for i, feature in enumerate((0, 4, 9, 31)):
+        where, values = acts.of(i)
+        groups = ours.feature_data_dict[feature].sequence_data.seq_group_data
+        theirs = stock.feature_data_dict[feature].sequence_data.seq_group_data
+        assert [group.title for group in groups[:-1]] == [group.title for group in theirs[:-1]]
+        for group, bounds in zip(theirs[1:-1], ours.panels[feature].bounds[1:-1], strict=True):
+            eligible = where[(values >= bounds[0]) & (values <= bounds[1])]
+            assert bounds[2] == pytest.approx(len(eligible) / tokens.numel())
+            windows = {tuple(flat[p - 5 : p + 6].tolist()) for p in eligible.tolist()}
+            assert all(tuple(sequence.token_ids) in windows for sequence in group.seq_data)
+            drawn += len(group.seq_data)
+        silent = 1 - len(values) / tokens.numel()
+        lowest, counted = (float(g[-1].title.split("CONTAINS ")[1].rstrip("%")) / 100 for g in (groups, theirs))
+        assert lowest == pytest.approx(counted - silent, abs=2e-5)
+    assert drawn > 40
 
 
 def test_top_examples_and_their_effects_are_stocks(both):
