@@ -58,6 +58,8 @@ def page_facts(dictionary: Dictionary, acts: FeatureActs, effect: Effect | None)
         ["sequences", SEQUENCES],
     ]
     facts += [[name.replace("_", " "), _said(dictionary.facts[name])] for name in REPORTED if name in dictionary.facts]
+    if "sites.products" not in acts.sums:
+        facts.append(["correlated neurons", "not gathered: too many features at once; gather fewer to have them"])
     for index, mapping in replacements_from_json(acts.manifest.replacements).items():
         facts.append(["replaced tokens", f"{names[index]} reads {_pairs(mapping)}"])
     if acts.fidelity.groups:

@@ -10,6 +10,7 @@ import torch
 from sae_vis.data_config_classes import SaeVisConfig
 from torch import Tensor
 
+from crossvis_tl.asking import checked, worth_keeping
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.effects import Effect, check_effect
@@ -25,7 +26,7 @@ from crossvis_tl.pairs import Replacements
 from crossvis_tl.selection import parse_features, strongest, top_count
 from crossvis_tl.store import open_store
 from crossvis_tl.tokens import check_token_file, checked_tokens, load_tokens
-from crossvis_tl.vis_data import SaeVisData, Showing, checked, worth_keeping
+from crossvis_tl.vis_data import SaeVisData, Showing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Verdict = Callable[[Fidelity], None]

@@ -13,7 +13,7 @@ from crossvis_tl.latent_scaling import LatentSums
 from crossvis_tl.sparse import SparseActs
 
 # Products of features with dimensions, in bytes; beyond it they are not kept, and the page says so.
-PRODUCTS_BUDGET = 2**31
+PRODUCTS_BUDGET = 2**29
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SiteSums:
         widest = max(sum(widths[s] for s in reads) for reads in self.reads)
         self.x = torch.zeros(sum(widths), dtype=torch.float64)
         self.xx = torch.zeros(sum(widths), dtype=torch.float64)
-        kept = 4 * len(features) * widest <= PRODUCTS_BUDGET
+        kept = 12 * len(features) * widest <= PRODUCTS_BUDGET  # float32 of a part, float64 of all
         self.products = torch.zeros(len(features), widest, dtype=torch.float64) if kept else None
         self.batch = torch.zeros(len(features), widest, device=dictionary.device) if kept else None
 

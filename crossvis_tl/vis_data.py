@@ -1,7 +1,6 @@
 """`SaeVisData`: sae_vis' class, made for every dictionary from one pass over the tokens, saved as a page that opens
 anywhere."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -16,18 +15,16 @@ from sae_vis.data_storing_fns import SaeVisData as StockSaeVisData
 from torch import Tensor
 
 from crossvis_tl import storage
+from crossvis_tl.asking import checked, chosen_features, one_of, reopened, worth_keeping
 from crossvis_tl.build import Showing, build
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.effects import Effect, check_effect
 from crossvis_tl.encoders import as_dictionary
-from crossvis_tl.errors import feature_numbers, short_list
 from crossvis_tl.examples import PER_DOCUMENT
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import warn_if_bad
-from crossvis_tl.fingerprints import dictionary_fingerprint, model_fingerprint, tokens_fingerprint
 from crossvis_tl.gathering import gather
-from crossvis_tl.manifest import replacements_from_json
 from crossvis_tl.masking import Masking, token_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.notebook import show
@@ -37,7 +34,6 @@ from crossvis_tl.page_facts import PageFacts, page_facts
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.panels import FeaturePanels
 from crossvis_tl.prompts import gather_prompt
-from crossvis_tl.store import open_store
 from crossvis_tl.tokens import checked_tokens
 from crossvis_tl.vocabulary import Vocabulary
 
@@ -99,7 +95,7 @@ class SaeVisData(StockSaeVisData):
 
         ValueError before any long work when something does not fit; warns when the fidelity is implausible.
         """
-        encoder, encoder_B = _one_of("encoder", encoder, "sae", sae), _one_of("encoder_B", encoder_B, "sae_B", sae_B)
+        encoder, encoder_B = one_of("encoder", encoder, "sae", sae), one_of("encoder_B", encoder_B, "sae_B", sae_B)
         if encoder is None or model is None or tokens is None:
             raise TypeError("SaeVisData.create needs an encoder (or sae), a model and tokens")
         check_effect(effect)
@@ -154,29 +150,7 @@ class SaeVisData(StockSaeVisData):
         """
         check_effect(effect)
         cfg = checked(cfg or SaeVisConfig())
-        acts = open_store(store)
-        if tokens is not None:
-            same = isinstance(tokens, Tensor) and tokens_fingerprint(tokens[: cfg.batch_size]) == acts.manifest.tokens
-            if not same:
-                raise ValueError(f"{store} was gathered on other tokens than those given")
-        hook = cfg.hook_point or acts.manifest.only_hook
-        dictionary = acts.manifest.placed(as_dictionary(encoder, hook)).comparable()
-        places = [[site.hook or site.hf_path for site in sites] for sites in (dictionary.sources, dictionary.targets)]
-        known = acts.manifest.hooks
-        if all(site.hf_path is None for site in (*dictionary.sources, *dictionary.targets)) and places != known:
-            raise ValueError(f"{store} was gathered at {joined(known)}, not at {joined(places)}")
-        if dictionary_fingerprint(dictionary) != acts.manifest.dictionary:
-            raise ValueError(
-                f"{store} was gathered with another dictionary ({acts.manifest.dictionary_name}), not {dictionary.name}"
-            )
-        capture = None
-        if model is not None:
-            models = load_models(model)
-            if [model_fingerprint(one) for one in models] != acts.manifest.models:
-                names = " and ".join(acts.manifest.model_names)
-                raise ValueError(f"{store} was gathered with other models, or in another order or precision: {names}")
-            replacements = replacements_from_json(acts.manifest.replacements)
-            capture = Capture(dictionary.to(str(models[0].cfg.device)), models, replacements)
+        acts, dictionary, capture = reopened(store, encoder, cfg, model, tokens)
         features = chosen_features(cfg, dictionary)
         acts = acts if features is None else acts.select_features(features)
         return cls.from_acts(
@@ -277,43 +251,3 @@ class SaeVisData(StockSaeVisData):
             model=models[0] if models else None, encoder=encoder, encoder_B=encoder_B,
             panels=panels, page=PageFacts(**page), models=models,
         )  # fmt: skip
-
-
-def joined(hooks: Sequence[Sequence[str | None]]) -> str:
-    """Every hook once, in words."""
-    return short_list(dict.fromkeys(str(hook) for side in hooks for hook in side))
-
-
-def _one_of(name: str, value: Any, other_name: str, other: Any) -> Any:
-    if value is not None and other is not None:
-        raise ValueError(f"{name}= and {other_name}= are two names of one thing; give one of them")
-    return other if value is None else value
-
-
-def chosen_features(cfg: SaeVisConfig, dictionary: Dictionary) -> list[int] | None:
-    """Those `cfg` names, None for all. ValueError when one is out of range."""
-    if cfg.features is None:
-        return None
-    features = feature_numbers(cfg.features, "cfg.features")
-    dictionary.check_features(features)
-    return features
-
-
-def checked(cfg: SaeVisConfig) -> SaeVisConfig:
-    """ValueError for sizes that cannot be meant."""
-    for name in ("batch_size", "minibatch_size_tokens", "minibatch_size_features"):
-        value = getattr(cfg, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"cfg.{name} is {value!r}; expected a whole number of at least 1, or None for no bound")
-    return cfg
-
-
-def worth_keeping(capture: Capture, cfg: SaeVisConfig, n_rows: int, n_features: int) -> bool:
-    """Whether running the models to their end while gathering costs less than running the shown sequences later."""
-    seq_cfg = cfg.feature_centric_layout.seq_cfg
-    if seq_cfg is None:
-        return False
-    examples = n_features * (seq_cfg.top_acts_group_size + seq_cfg.n_quantiles * seq_cfg.quantile_group_size)
-    shown = 1 - math.exp(-examples / n_rows)  # the share of rows that examples fall into
-    needed, layers = capture.layers_needed()
-    return shown * layers >= layers - needed

@@ -208,3 +208,13 @@ def test_batch_sizes_change_nothing(tl_models, tokens):
             one, other = (data.feature_data_dict[f].feature_tables_data for data in (want, got))
             assert one.correlated_features_indices == other.correlated_features_indices
             assert set(one.correlated_features_indices) <= {4, 9, 20} - {f}
+
+
+def test_neurons_of_too_many_features_are_not_gathered_and_the_page_says_so(tl_models, tokens, monkeypatch):
+    monkeypatch.setattr("crossvis_tl.sums.PRODUCTS_BUDGET", 100)
+    cfg = sae_vis.SaeVisConfig(hook_point=HOOK, features=[4, 9])
+    data = SaeVisData.create(autoencoder(), tl_models[0], tokens, cfg)
+    tables = data.feature_data_dict[4].feature_tables_data
+    assert tables.correlated_neurons_indices == []
+    assert tables.correlated_features_indices == [9]
+    assert dict(data.page.facts)["correlated neurons"].startswith("not gathered: too many features")
