@@ -17,6 +17,7 @@ from crossvis_tl.fingerprints import dictionary_fingerprint, model_fingerprint, 
 from crossvis_tl.manifest import replacements_from_json
 from crossvis_tl.models import load_models
 from crossvis_tl.store import open_store
+from crossvis_tl.tokens import check_tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -52,6 +53,8 @@ def reopened(
         if [model_fingerprint(one) for one in models] != acts.manifest.models:
             names = " and ".join(acts.manifest.model_names)
             raise ValueError(f"{store} was gathered with other models, or in another order or precision: {names}")
+        for one in models:
+            check_tokens(acts.tokens, one, f"the tokens of {store}")
         replacements = replacements_from_json(acts.manifest.replacements)
         capture = Capture(dictionary.to(str(models[0].cfg.device)), models, replacements)
     return acts, dictionary, capture

@@ -95,7 +95,8 @@ class FeatureActs:
         n = int(starts[-1])
         if len(self.parts) == 1:
             at = _entries(self.parts[0], columns)
-            return Block(begin, starts, self.parts[0].where[at].long(), self.parts[0].values[at])
+            where, values = self.parts[0].where[at].long(), self.parts[0].values[at]
+            return self._checked(Block(begin, starts, where, values))
         where, values = torch.empty(n, dtype=torch.long), torch.empty(n)
         free = starts[:-1].clone()
         for offset, part in zip(self.offsets[:-1], self.parts, strict=True):
@@ -106,7 +107,20 @@ class FeatureActs:
             where[target] = part.where[at].long() + offset
             values[target] = part.values[at]
             free += lengths
-        return Block(begin, starts, where, values)
+        return self._checked(Block(begin, starts, where, values))
+
+    def _checked(self, block: Block) -> Block:
+        """ValueError where a file from elsewhere holds what no gathering writes: it is mapped, so it is looked at when
+        it is read."""
+        where, n = block.where, self.tokens.numel()
+        begins = torch.zeros(len(where) + 1, dtype=torch.bool)
+        begins[block.starts] = True
+        good = (where >= 0) & (where < n) & torch.isfinite(block.values)
+        if len(where) > 1:
+            good[1:] &= (where[1:] > where[:-1]) | begins[1:-1]
+        if not bool(good.all()):
+            raise ValueError("a part of the store is damaged: it holds activations at no token, twice, or not finite")
+        return block
 
     def blocks(self, largest: int = BLOCK) -> Iterator[Block]:
         """All selected features in order, so many at a time that their activations are no more than `largest` (but at

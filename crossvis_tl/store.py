@@ -115,6 +115,8 @@ def open_store(path: str | Path) -> FeatureActs:
         mask = Mask(counted, masked, *others, documents_given=manifest.documents_given, how=manifest.mask_how)
     except KeyError as error:
         raise ValueError(f"{folder / TOKENS} is damaged: it has no {error}") from error
+    if not _fit(tokens, features, mask, manifest.n_features):
+        raise ValueError(f"{folder / TOKENS} is damaged: what it holds does not fit together")
     found = (*folder.glob("sums-*.safetensors"), *(folder.glob("part-*.safetensors") if manifest.complete else ()))
     numbers = [int(path.stem.removeprefix("sums-").removeprefix("part-")) for path in found]
     parts = tuple(Part.open(_part(folder, number)) for number in range(max(numbers, default=-1) + 1))
@@ -165,6 +167,20 @@ def read_vocabulary(path: str | Path) -> dict[int, str]:
         return {int(i): str(text) for i, text in json.loads(file.read_text(encoding="utf-8")).items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def _fit(tokens: Tensor, features: Tensor, mask: Mask, n_features: int) -> bool:
+    whole = (tokens, features, mask.lead, mask.tail, mask.documents)
+    if any(x.dtype != torch.long for x in whole) or mask.counted.dtype != torch.bool or tokens.ndim != 2:
+        return False
+    rows, n_positions = tokens.shape
+    if mask.counted.shape != tokens.shape or mask.documents.shape != tokens.shape or features.ndim != 1:
+        return False
+    if mask.lead.shape != (rows,) or mask.tail.shape != (rows,) or not rows or not n_positions or not len(features):
+        return False
+    room = bool((mask.lead >= 0).all() and (mask.tail >= 0).all() and (mask.lead + mask.tail <= n_positions).all())
+    known = int(features.min()) >= 0 and int(features.max()) < n_features and len(features.unique()) == len(features)
+    return room and known and bool((tokens >= 0).all())
 
 
 def judged(sums: Any, manifest: Manifest) -> Fidelity:

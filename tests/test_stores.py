@@ -16,6 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_vis.data_config_classes import Column, SaeVisConfig, SaeVisLayoutConfig, SequencesConfig
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformer_lens import HookedTransformer
 from typer.testing import CliRunner
 
@@ -1132,3 +1134,45 @@ def test_masking_from_the_command_line(desk, tmp_path, tokens, tl_models):
     counted = (tokens != 17) & (tokens != tl_models[0].tokenizer.convert_tokens_to_ids(TEXT))
     counted[:, -1] = False
     assert torch.equal(open_store(tmp_path / "store").counted, counted)
+
+
+def change_tensors(path: Path, **changes) -> None:
+    """`changes`: from the tensor there to the one in its place."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        about = file.metadata()
+    save_file(tensors | {name: change(tensors[name]) for name, change in changes.items()}, path, about)
+
+
+def put(value: float, at: int = 0):
+    def change(x: torch.Tensor) -> torch.Tensor:
+        x[at] = value
+        return x
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"where": put(-1)}, {"where": put(10**6)}, {"values": put(float("nan"))}, {"values": put(float("inf"))},
+        {"where": lambda x: x.flip(0).contiguous()}, {"where": torch.zeros_like},
+    ],
+)  # fmt: skip
+def test_activations_that_no_gathering_writes_are_no_picture(own, dictionary, tl_models, changes):
+    change_tensors(own / "part-00000.safetensors", **changes)
+    with pytest.raises(ValueError, match=r"damaged: it holds activations at no token, twice, or not finite"):
+        SaeVisData.from_store(own, dictionary, model=tl_models)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"documents": lambda x: x[:-1].contiguous()}, {"counted": lambda x: x.long()}, {"lead": put(99)},
+        {"features": put(10**6)}, {"features": torch.zeros_like}, {"tokens": lambda x: -x - 1},
+    ],
+)  # fmt: skip
+def test_tokens_that_do_not_fit_together_are_named(own, changes):
+    change_tensors(own / "tokens.safetensors", **changes)
+    with pytest.raises(ValueError, match=r"tokens\.safetensors is damaged: what it holds does not fit together"):
+        open_store(own)
