@@ -65,6 +65,13 @@ def joined(hooks: Sequence[Sequence[str | None]]) -> str:
     return short_list(dict.fromkeys(str(hook) for side in hooks for hook in side))
 
 
+# The least that fields of sae_vis' component configs can be.
+LEAST = {
+    "n_rows": 0, "n_bins": 1, "n_quantiles": 0, "top_acts_group_size": 0, "quantile_group_size": 0,
+    "top_logits_hoverdata": 0,
+}  # fmt: skip
+
+
 def one_of(name: str, value: Any, other_name: str, other: Any) -> Any:
     if value is not None and other is not None:
         raise ValueError(f"{name}= and {other_name}= are two names of one thing; give one of them")
@@ -86,7 +93,28 @@ def checked(cfg: SaeVisConfig) -> SaeVisConfig:
         value = getattr(cfg, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"cfg.{name} is {value!r}; expected a whole number of at least 1, or None for no bound")
+    for layout in (cfg.feature_centric_layout, cfg.prompt_centric_layout):
+        for component in (part for column in layout.columns.values() for part in column):
+            _check_component(component)
     return cfg
+
+
+def _check_component(component: Any) -> None:
+    name = type(component).__name__
+    for field, least in LEAST.items():
+        value = getattr(component, field, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}.{field} is {value!r}; expected a whole number of at least {least}")
+    buffer = getattr(component, "buffer", (0, 0))
+    sizes = list(buffer) if isinstance(buffer, tuple | list) else []
+    if len(sizes) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in sizes):
+        raise ValueError(f"{name}.buffer is {buffer!r}; expected how many tokens before and after, such as (5, 5)")
+
+
+def check_per_document(per_document: int | None) -> None:
+    good = per_document is None or (type(per_document) is int and per_document > 0)
+    if not good:
+        raise ValueError(f"per_document is {per_document!r}; expected a whole number of at least 1, or None for any")
 
 
 def worth_keeping(capture: Capture, cfg: SaeVisConfig, n_rows: int, n_features: int) -> bool:

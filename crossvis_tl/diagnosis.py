@@ -157,8 +157,13 @@ def _renamed(site: Site, name: str) -> Site:
 
 def _scaled(capture: Capture, captured: Captured, kept: Tensor) -> tuple[Captured, str] | None:
     """Dictionaries are trained on inputs of mean norm about sqrt(d); were these that, undoing it should help."""
-    factors = [x.shape[-1] ** 0.5 / float(x[kept.to(x.device)].norm(dim=-1).mean()) for x in captured.sources]
-    if capture.dictionary.kind != "crosscoder" or all(abs(factor - 1) < 0.05 for factor in factors):
+    if capture.dictionary.kind != "crosscoder" or capture.dictionary.targets != capture.dictionary.sources:
+        return None  # of a target that is no source no factor is known
+    norms = [float(x[kept.to(x.device)].norm(dim=-1).mean()) for x in captured.sources]
+    if not all(norms):
+        return None
+    factors = [x.shape[-1] ** 0.5 / norm for x, norm in zip(captured.sources, norms, strict=True)]
+    if all(abs(factor - 1) < 0.05 for factor in factors):
         return None
     scaled = Captured(
         [x * f for x, f in zip(captured.sources, factors, strict=True)],

@@ -144,11 +144,13 @@ class SaeLensDictionary(Dictionary):
         return self.decode(alone, inputs)[target] - without
 
     def token_scale(self, inputs: Sequence[Tensor], target: int) -> Float[Tensor, "*batch"]:
-        """sae_lens takes its normalisation back inside `decode`: measured on the largest number of one decoder row."""
-        row = self._own().W_dec[0].float()
-        at = int(row.abs().argmax())
-        ones = torch.ones(inputs[0].shape[:-1], device=self.device)
-        return self.contribution(0, ones, target, inputs)[..., at] / row[at]
+        """sae_lens takes back its normalisation of the inputs it saw last: what it makes of 1, less what of 0."""
+        sae = self._own()
+        with _flat_heads(sae):
+            sae.run_time_activation_norm_fn_in(inputs[0].to(device=sae.device, dtype=sae.dtype))
+            both = torch.tensor([1.0, 0.0], device=sae.device, dtype=sae.dtype).expand(*inputs[0].shape[:-1], 2)
+            back = sae.run_time_activation_norm_fn_out(both)  # once: it forgets the inputs then
+        return (back[..., 0] - back[..., 1]).float()
 
     def to(self, device: str | torch.device) -> "SaeLensDictionary":
         """Moves a copy of the SAE; the user's own stays where it is."""

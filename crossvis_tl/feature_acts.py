@@ -50,7 +50,7 @@ class FeatureActs:
     `parts`: of consecutive rows, together all of them; feature `features[i]` is column `columns[i]` of each. `sums`:
     what `Sums.tensors` gave. `final`: each model's final residual stream at every flat position, where it was small
     enough to keep. `home`: keeps a temporary folder alive. `vocabulary`, `tokenizer`: the texts of token ids, where
-    either is known.
+    either is known. `folder`: where it was opened from.
     """
 
     tokens: Int[Tensor, "rows positions"]
@@ -65,6 +65,7 @@ class FeatureActs:
     home: object = field(default=None, repr=False)
     vocabulary: Mapping[int, str] = field(default_factory=dict, repr=False)
     tokenizer: Any = field(default=None, repr=False)
+    folder: str = ""
 
     @property
     def counted(self) -> Bool[Tensor, "rows positions"]:
@@ -119,7 +120,10 @@ class FeatureActs:
         if len(where) > 1:
             good[1:] &= (where[1:] > where[:-1]) | begins[1:-1]
         if not bool(good.all()):
-            raise ValueError("a part of the store is damaged: it holds activations at no token, twice, or not finite")
+            where_from = f" in {self.folder}" if self.folder else ""
+            raise ValueError(
+                f"a part of the store{where_from} is damaged: it holds activations at no token, twice, or not finite"
+            )
         return block
 
     def blocks(self, largest: int = BLOCK) -> Iterator[Block]:

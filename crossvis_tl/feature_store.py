@@ -48,6 +48,8 @@ def gather(  # noqa: PLR0913 - as `SaeVisData.create`
     `masking` ...: as `SaeVisData.create` takes them. ValueError before any long work when something does not fit, or
     `out` holds another gathering.
     """
+    if rows_per_batch is not None and rows_per_batch < 1:
+        raise ValueError(f"rows_per_batch is {rows_per_batch}; expected at least 1, or None for all at once")
     models = load_models(model)
     dictionary = as_dictionary(encoder, hook_point).to(str(models[0].cfg.device))
     capture = Capture(dictionary, models, token_replacements)
@@ -72,6 +74,8 @@ def merge(shards: Sequence["str | Path | FeatureActs"], out: str | Path | None =
     `shards`: folders, or what `gather` gave. `out`: a new folder to keep the whole in. ValueError when they were made
     by different dictionaries or models, or in different ways.
     """
+    if isinstance(shards, str | Path | FeatureActs):
+        raise ValueError(f"merge takes a list of gatherings; got {shards!r} alone")
     opened = [shard if isinstance(shard, FeatureActs) else open_store(shard) for shard in shards]
     merged = merge_acts(opened)
     if out is None:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from crossvis_tl.capture import Capture, Captured
 from crossvis_tl.diagnosis import diagnose
+from crossvis_tl.dictionary import Site
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import FidelityLabels
 from crossvis_tl.fingerprints import (
@@ -61,6 +62,7 @@ def gather(  # noqa: PLR0913
     keep_final: bool = False,
     progress: bool = False,
     latent_scaling: bool = False,
+    neurons: bool = True,
     out: str | Path | None = None,
     memory_budget: int = MEMORY_BUDGET,
     origin: Mapping[str, Any] | None = None,
@@ -70,6 +72,7 @@ def gather(  # noqa: PLR0913
     `features`: numbers of the features to keep, None for all. `rows_per_batch`: sequences a forward pass, None for all
     of them; fewer where memory does not suffice. `keep_final`: run the models to the end and keep their final residual
     streams if they fit in memory, so that logit effects need no second pass. `latent_scaling`: also what it needs.
+    `neurons`: also what correlates features with the sources' dimensions.
     `out`: a folder to keep everything in; one that holds the beginning of this gathering is gone on with. `origin`:
     where things came from, to be written down. ValueError when a feature is out of range or `out` holds another
     gathering.
@@ -77,7 +80,7 @@ def gather(  # noqa: PLR0913
     chosen = list(range(capture.dictionary.n_features)) if features is None else list(features)
     capture.dictionary.check_features(chosen)
     numbers = torch.tensor(chosen, dtype=torch.long)
-    sums = Sums(capture.dictionary, numbers, latent_scaling=latent_scaling)
+    sums = Sums(capture.dictionary, numbers, latent_scaling=latent_scaling, neurons=neurons)
     manifest = _manifest(capture, tokens, mask, numbers, rows_per_batch, latent_scaling, origin or {})
     store = None if out is None else Store(Path(out), manifest, tokens, mask, numbers)
     run = _Pass(capture, tokens, mask, numbers, sums, manifest if store is None else store.manifest)
@@ -245,6 +248,7 @@ class _Pass:
     def _tokens(self, builder: PartBuilder, captured: Captured, at: Tensor, first: int) -> None:
         """Encodes the tokens `at` of a batch; where memory does not suffice, half of them and then the others."""
         sources = [x.flatten(0, 1)[at.to(x.device)] for x in captured.sources]
+        self._check_finite(self.capture.dictionary.sources, sources)
         try:
             acts = self.capture.dictionary.encode_sparse(sources)
         except (RuntimeError, MemoryError) as error:
@@ -257,9 +261,20 @@ class _Pass:
                 self._tokens(builder, captured, half, first)
             return
         targets = [x.flatten(0, 1)[at.to(x.device)] for x in captured.targets]
+        self._check_finite(self.capture.dictionary.targets, targets)
         fired = self._fired(acts)
         self.sums.add(acts, fired, sources, targets)
         builder.add(fired, at + first)
+
+    def _check_finite(self, sites: Sequence[Site], activations: Sequence[Tensor]) -> None:
+        for site, x in zip(sites, activations, strict=True):
+            if not bool(torch.isfinite(x).all()):
+                last = min(self.row + self.at_a_time, len(self.tokens)) - 1
+                raise ValueError(
+                    f"{name_of(self.capture.models[site.model])} gives NaN or infinite activations at {site.place}, in "
+                    f"sequences {self.row} to {last}: its numbers overflow, or its weights are damaged. float16 "
+                    "overflows where bfloat16 and float32 do not"
+                )
 
     def _fired(self, acts: SparseActs) -> Fired:
         columns = self.place[acts.features]

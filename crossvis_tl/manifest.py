@@ -142,17 +142,27 @@ def _hooks(value: Any) -> bool:
 
 
 def _labels(value: Any) -> bool:
-    return isinstance(value, dict) and _texts(value.get("sites")) and _pairs(value.get("groups"))
+    good = isinstance(value, dict) and _texts(value.get("sites")) and _pairs(value.get("groups"))
+    return good and bool(value["sites"]) and all(size > 0 for _, size in value["groups"])
 
 
 def _replaced(value: Any) -> bool:
-    return isinstance(value, dict) and all(_counts(mapping) for mapping in value.values())
+    """{"0": {"128006": 1432}}"""
+    return isinstance(value, dict) and all(
+        str(model).isdecimal() and _counts(mapping) and all(str(old).isdecimal() for old in mapping)
+        for model, mapping in value.items()
+    )
+
+
+def _settings(value: Any) -> bool:
+    return _counts(value) and all(value.get(name, 0) > 0 for name in ("rows_per_batch", "rows_per_part"))
 
 
 def _origin(value: Any) -> bool:
     kinds = {"dictionary": str, "dtype": str, "facts": dict}
     return (
         isinstance(value, dict)
+        and set(value) <= {*kinds, "models"}
         and all(isinstance(value[name], kind) for name, kind in kinds.items() if name in value)
         and ("models" not in value or _texts(value["models"]))
     )
@@ -160,7 +170,7 @@ def _origin(value: Any) -> bool:
 
 # What each field must be, where its type does not say it.
 CHECKS: dict[str, Callable[[Any], bool]] = {
-    "models": _texts, "model_names": _texts, "causes": _texts, "notes": _texts, "settings": _counts, "masked": _pairs,
+    "models": _texts, "model_names": _texts, "causes": _texts, "notes": _texts, "settings": _settings, "masked": _pairs,
     "hooks": _hooks, "labels": _labels, "replacements": _replaced, "origin": _origin,
     "scaled": lambda value: isinstance(value, list) and all(type(t) is int for t in value),
 }  # fmt: skip
@@ -177,5 +187,13 @@ def _problem(content: Mapping[str, Any]) -> str | None:
         good = type(content[name]) is kind if kind else CHECKS[name](content[name])
         if not good:
             return f"{name!r} is {content[name]!r}"
+    if not content["models"] or len(content["models"]) != len(content["model_names"]):
+        return "it names no models, or not each of them"
+    if any(int(m) >= len(content["models"]) for m in content["replacements"]):
+        return f"'replacements' is {content['replacements']!r}"
+    if not set(content["scaled"]) <= set(range(len(content["labels"]["sites"]))):
+        return f"'scaled' is {content['scaled']!r}"
+    if sum(size for _, size in content["labels"]["groups"]) != content["n_features"]:
+        return "its groups do not hold as many features as it says"
     unknown = set(content) - {field_.name for field_ in fields(Manifest)}
     return f"it says {sorted(unknown)[0]!r}, which version {VERSION} does not" if unknown else None

@@ -1,6 +1,7 @@
 """Which positions count, in every statistic and example alike; where rows begin behind padding; which document each
 token belongs to."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from crossvis_tl.errors import near_misses, short_list, whole_numbers
 
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Masking = Literal["special", "all special", "none"]
 
 
@@ -63,9 +65,7 @@ def token_mask(
     `documents`: a number for each row or each token; default: every row is a document, or several where it holds BOS
     or the end of a text inside. ValueError if nothing would be left, or for what is no token or position.
     """
-    if masking not in get_args(Masking):
-        hint = near_misses(str(masking), get_args(Masking))
-        raise ValueError(f"masking={masking!r}; expected {', '.join(map(repr, get_args(Masking)))}.{hint}")
+    check_masking(masking)
     bos = getattr(tokenizer, "bos_token_id", None)
     pad = getattr(tokenizer, "pad_token_id", None)
     start, end, lead = _edges(tokens, bos, pad if masking != "none" else None)
@@ -90,12 +90,19 @@ def token_mask(
         masked.append(_hide(hidden, _at_positions(positions, tokens.shape[1], lead, (end & ~start).sum(-1)), words))
     tail = (end & ~start).sum(-1)
     numbers = _documents(tokens, tokenizer, lead, tail, documents)
-    how = f"{masking}; tokens {sorted(chosen.values())}; positions {sorted(positions)}"
+    how = json.dumps({"masking": masking, "tokens": sorted(chosen.values()), "positions": sorted(positions)})
     mask = Mask(~hidden, tuple(masked), lead, tail, numbers, documents is not None, how)
     if bool(hidden.all()):
         what = "every token is BOS or padding" if len(masked) == 2 else mask.text
         raise ValueError(f"{what}; nothing is left to look at")
     return mask
+
+
+def check_masking(masking: str) -> None:
+    """ValueError for another spelling."""
+    if masking not in get_args(Masking):
+        hint = near_misses(str(masking), get_args(Masking))
+        raise ValueError(f"masking={masking!r}; expected {', '.join(map(repr, get_args(Masking)))}.{hint}")
 
 
 def _edges(tokens: Tensor, bos: int | None, pad: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +162,7 @@ def _documents(tokens: Tensor, tokenizer: Any, lead: Tensor, tail: Tensor, given
     if given is not None:
         given = torch.as_tensor(given)
         whole = given[:, None].expand(tokens.shape) if given.shape == tokens.shape[:1] else given
-        if whole.shape != tokens.shape or whole.is_floating_point():
+        if whole.shape != tokens.shape or whole.dtype not in WHOLE:
             raise ValueError(
                 f"documents is {given.dtype} {tuple(given.shape)}; expected a whole number for each row or token, "
                 f"{tuple(tokens.shape[:1])} or {tuple(tokens.shape)}"

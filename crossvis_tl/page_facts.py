@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossvis_tl.dictionary import Dictionary, Site
-from crossvis_tl.effects import Effect
 from crossvis_tl.errors import short_list
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import site_label
@@ -36,13 +35,14 @@ EFFECTS = {
     "direct": "direct: the final residual stream minus what the feature writes, later layers left as they are",
     "full": "full: the feature taken away at the chosen token where it is written, and the model run on from there",
     "none": "not computed (effect='none')",
-    None: "not gathered: made without the model",
+    "no model": "not gathered: made without the model",
+    "nowhere": "none: the sites that are written do not add to the residual stream",
 }
 SEQUENCES = "a token shows its own activation, and the effect that the feature at the token before has on predicting it"
 
 
-def page_facts(dictionary: Dictionary, acts: FeatureActs, effect: Effect | None) -> PageFacts:
-    """`effect`: None where there was no model."""
+def page_facts(dictionary: Dictionary, acts: FeatureActs, effect: str) -> PageFacts:
+    """`effect`: one of `EFFECTS`."""
     names = acts.manifest.model_names
     rows, positions = acts.tokens.shape
     facts = [

@@ -50,12 +50,12 @@ class Part:
             part = cls(int(about["n_rows"]), *(tensors[name] for name in ("starts", "where", "values", "scales")))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error} is not as it should be") from error
-        starts = part.starts
-        if (
-            len(part.where) != len(part.values)
-            or int(starts[-1]) != len(part.values)
-            or bool((starts.diff() < 0).any())
-        ):
+        kinds = [(part.starts, torch.long), (part.where, torch.int32), (part.values, torch.float32)]
+        if any(x.ndim != 1 or x.dtype != dtype for x, dtype in kinds) or len(part.starts) < 2 or part.scales.ndim != 2:
+            raise ValueError(f"{path} is damaged: it holds tensors of another kind than it should")
+        n, starts = len(part.values), part.starts
+        whole = len(part.where) == n and part.n_rows > 0 and int(starts[0]) == 0 and int(starts[-1]) == n
+        if not whole or bool((starts.diff() < 0).any()):
             raise ValueError(f"{path} is damaged: its features and activations do not fit together")
         return part
 

@@ -1,7 +1,8 @@
 """One prompt under all dashboards: which features fire on each of its tokens, and what they do to the next."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -55,7 +56,7 @@ def gather_prompt(
     if position is not None and not 0 <= position < n:
         raise ValueError(f"seq_pos is {position}; the prompt has {n} tokens, 0 to {n - 1} (BOS included)")
     features = torch.tensor(list(data.feature_data_dict))
-    mask = token_mask(tokens, capture.models[0].tokenizer)
+    mask = _prompt_mask(tokens, capture.models[0].tokenizer, data.masking)
     captured = capture.run(tokens, final=True)
     acts = capture.dictionary.encode_features(captured.sources, features)[0].cpu() * mask.counted[0][:, None]
     parts = torch.arange(len(features)).split(features_at_a_time(capture, len(features)))
@@ -70,6 +71,16 @@ def gather_prompt(
     if position is None:  # the last token at which there is something to see
         position = next((p for p in range(n - 1, -1, -1) if scores[metric][p]), n - 1)
     return ShownPrompt(tokens[0].tolist(), position, metric, scores)
+
+
+def _prompt_mask(tokens: Tensor, tokenizer: Any, how: str) -> Mask:
+    """What the dashboards left out is left out here too; but every token of a prompt is shown."""
+    asked = json.loads(how) if how else {"masking": "special", "tokens": [], "positions": []}
+    n = tokens.shape[1]
+    positions = [position for position in asked["positions"] if -n <= position < n]
+    mask = token_mask(tokens, tokenizer, asked["masking"], masked_tokens=asked["tokens"], masked_positions=positions)
+    nothing = torch.zeros_like(mask.lead)
+    return replace(mask, lead=nothing, tail=nothing)
 
 
 def _encode(data: "SaeVisData", capture: Capture, prompt: str) -> Int[Tensor, "1 positions"]:

@@ -1,6 +1,7 @@
 """What `crossvis render` and `gather` do: from names of files to dashboards and stores. All that can be wrong is looked
 at before the models are loaded, as far as it can be."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +21,19 @@ from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
 from crossvis_tl.gathering import gather
 from crossvis_tl.manifest import Manifest
-from crossvis_tl.masking import Mask, Masking, token_mask
+from crossvis_tl.masking import Mask, Masking, check_masking, token_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.selection import parse_features, strongest, top_count
-from crossvis_tl.store import open_store
+from crossvis_tl.store import check_folder, open_store
 from crossvis_tl.tokens import check_token_file, checked_tokens, load_tokens
 from crossvis_tl.vis_data import SaeVisData, Showing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Verdict = Callable[[Fidelity], None]
+# What is said to `load_dictionary` beside facts; a store's word is not taken for it.
+NOT_FACTS = ("path", "trust_pickle", "cache_dir", "offline")
+log = logging.getLogger(__name__)
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -88,13 +92,19 @@ class RenderJob:
         return SaeVisData.from_acts(acts, dictionary, made.cfg, Showing(self.effect), capture=made.capture)
 
     def gather(self, out: Path, verdict: Verdict) -> FeatureActs:
-        """-> what was gathered into the folder `out`."""
+        """-> what was gathered into the folder `out`. ValueError for "top:N", which only what is gathered can tell."""
+        if top_count(self.features) is not None:
+            raise ValueError(
+                f'--features {self.features!r}: the strongest are known afterwards; gather "all" or numbers'
+            )
+        check_folder(out)
         acts = self._gathered(self._prepared(), out=out)
         verdict(acts.fidelity)
         return acts
 
     def _prepared(self) -> _Prepared:
         dtype = parse_dtype(self.dtype)
+        check_masking(self.masking)
         dictionary = load_dictionary(self.dictionary, **self.facts)
         chosen = parse_features(self.features, dictionary)
         check_token_file(self.tokens)
@@ -110,7 +120,7 @@ class RenderJob:
         return _Prepared(capture, tokens, mask, chosen, cfg)
 
     def _gathered(self, made: _Prepared, *, keep_final: bool = False, out: Path | None = None) -> FeatureActs:
-        facts = {name: value for name, value in self.facts.items() if name != "trust_pickle"}  # to be said every time
+        facts = plain_facts(self.facts)
         origin = {
             "dictionary": _absolute(str(self.dictionary)), "facts": facts, "dtype": self.dtype,
             "models": [_absolute(model) for model in self.models],
@@ -143,21 +153,43 @@ class StoredJob:
         check_effect(self.effect)
         origin = Manifest.read(self.store).origin
         acts = open_store(self.store)
-        where = self.dictionary or origin.get("dictionary")
-        models = [] if self.without_model else list(self.models) or origin.get("models")
-        if where is None or models is None:
-            missing = "--dictionary" if where is None else "--model (or --no-model)"
-            raise ValueError(f"{self.store} does not say what it was gathered with; give {missing}")
-        facts = {**({} if self.dictionary else origin.get("facts", {})), **self.facts}
+        if self.without_model and self.effect == "full":
+            raise ValueError("effect full runs the model; leave --no-model out")
+        where = self.dictionary or self._here(origin.get("dictionary"), "--dictionary")
+        models = list(self.models)
+        if not models and not self.without_model:
+            models = [self._here(name, "--model (or --no-model)") for name in origin.get("models") or [None]]
+        facts = {**({} if self.dictionary else plain_facts(origin.get("facts", {}))), **self.facts}
         dictionary = load_dictionary(where, **facts)
+        chosen, top = parse_features(self.features, dictionary), top_count(self.features)
+        chosen = _strongest(acts, top, str(self.store)).features.tolist() if top is not None else chosen
+        if chosen is not None:
+            acts.select_features(chosen)  # those that were not gathered are named before the models are loaded
         dtype = parse_dtype(self.dtype or origin.get("dtype", "float32"))
         loaded = load_models(models, self.device, dtype) if models else []
-        chosen, top = parse_features(self.features, dictionary), top_count(self.features)
         verdict(acts.fidelity)
-        if top is not None:
-            chosen = _strongest(acts, top, str(self.store)).features.tolist()
         cfg = checked(SaeVisConfig(**self.cfg_fields, features=chosen))
         return SaeVisData.from_store(self.store, dictionary, cfg, model=loaded or None, effect=self.effect)
+
+    def _here(self, name: str | None, option: str) -> str:
+        """What a store says it was made from, if it lies here: nothing is fetched because a store says so."""
+        if name is None:
+            raise ValueError(f"{self.store} does not say what it was gathered with; give {option}")
+        if not Path(name).exists():
+            raise ValueError(f"{self.store} was gathered with {name}, which is not here; give {option}")
+        log.info("%s was gathered with %s", self.store, name)
+        return name
+
+
+def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a store may say of a dictionary's files: no trust, and nothing of where they are."""
+    kinds = (str, int, float)
+    plain = {
+        name: value
+        for name, value in facts.items()
+        if isinstance(value, kinds) or (isinstance(value, list) and all(isinstance(one, kinds) for one in value))
+    }
+    return {name: value for name, value in plain.items() if name not in NOT_FACTS}
 
 
 def _strongest(acts: FeatureActs, count: int, where: str) -> FeatureActs:

@@ -16,7 +16,9 @@ from crossvis_tl.feature_acts import Block, FeatureActs
 from crossvis_tl.latent_scaling import Z95
 
 # Products of features with features held at a time, in numbers.
-PRODUCTS = 2**24
+PRODUCTS = 2**22
+# A variance of less than this share of the mean square is rounding: sums of a batch are float32.
+CONSTANT = 1e-6
 
 
 def histogram(values: Float[Tensor, " n"], n_bins: int) -> tuple[list[int], float, float]:
@@ -147,7 +149,7 @@ def correlate_features(acts: FeatureActs, other: FeatureActs, k: int, *, same: b
         if same:
             own = torch.arange(len(block))
             pearson[own, own + block.first] = -torch.inf
-        found.append(_best(pearson, cosine, k, other.features))
+        found.append(_best(pearson, cosine, k, other.features, block.starts.diff() > 0))
     return Correlated.joined(found)
 
 
@@ -169,7 +171,7 @@ def correlate_sites(acts: FeatureActs, dictionary: Dictionary, k: int) -> Correl
         products = acts.sums["sites.products"][acts.columns[at], : len(neurons)]
         x, xx = acts.sums["sites.x"][neurons], acts.sums["sites.xx"][neurons]
         pearson, cosine = _normalise(products, total[at], squares[at], x, xx, acts.n_counted)
-        parts.append((at, _best(pearson, cosine, min(k, len(neurons)), neurons)))
+        parts.append((at, _best(pearson, cosine, min(k, len(neurons)), neurons, squares[at] > 0)))
     joined = Correlated.joined([part for _, part in parts])
     order = torch.argsort(torch.cat([at for at, _ in parts])).tolist()
     return Correlated(*([column[i] for i in order] for column in vars(joined).values()))
@@ -208,17 +210,21 @@ def _normalise(
 ) -> tuple[Float[Tensor, "x y"], Float[Tensor, "x y"]]:
     """Pearson correlation and cosine similarity from sums of products; 0 where one of the two is constant."""
     covariance = products.double() - torch.outer(x.double(), y.double()) / n
-    var_x = (xx.double() - x.double().pow(2) / n).clamp_min(0)
-    var_y = (yy.double() - y.double().pow(2) / n).clamp_min(0)
-    pearson = covariance / torch.outer(var_x.sqrt(), var_y.sqrt()).clamp_min(1e-12)
-    cosine = products.double() / torch.outer(xx.double().sqrt(), yy.double().sqrt()).clamp_min(1e-12)
+    deviations = torch.outer(_deviation(x, xx, n), _deviation(y, yy, n))
+    pearson = torch.where(deviations > 0, covariance / deviations, 0.0).clamp(-1, 1)
+    lengths = torch.outer(xx.double().sqrt(), yy.double().sqrt())
+    cosine = torch.where(lengths > 0, products.double() / lengths, 0.0).clamp(-1, 1)
     return pearson, cosine
 
 
-def _best(pearson: Tensor, cosine: Tensor, k: int, names: Int[Tensor, " y"]) -> Correlated:
+def _deviation(x: Tensor, xx: Tensor, n: int) -> Tensor:
+    """sqrt(n) standard deviations; 0 where what varies is no more than the rounding of the sums."""
+    varies = xx.double() - x.double().square() / n
+    return torch.where(varies > CONSTANT * xx.double(), varies, 0.0).sqrt()
+
+
+def _best(pearson: Tensor, cosine: Tensor, k: int, names: Int[Tensor, " y"], alive: Tensor) -> Correlated:
+    """Of a feature that never fired (`alive` False), none: all are alike."""
     top = pearson.topk(k, dim=-1)
-    return Correlated(
-        indices=names[top.indices].tolist(),
-        pearson=top.values.tolist(),
-        cosine=cosine.gather(-1, top.indices).tolist(),
-    )
+    columns = (names[top.indices].tolist(), top.values.tolist(), cosine.gather(-1, top.indices).tolist())
+    return Correlated(*([row if fires else [] for row, fires in zip(c, alive.tolist(), strict=True)] for c in columns))

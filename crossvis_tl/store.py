@@ -11,6 +11,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,27 @@ from crossvis_tl.fingerprints import mask_fingerprint, tokens_fingerprint
 from crossvis_tl.manifest import NAME, Manifest
 from crossvis_tl.masking import Mask
 from crossvis_tl.parts import Part, open_tensors, write_tensors
+from crossvis_tl.store_checks import sums_problem, tokens_fit
 from crossvis_tl.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from crossvis_tl.sums import Sums
 
 TOKENS, VOCABULARY = "tokens.safetensors", "vocabulary.json"
+DRAFT = re.compile(r"\.(manifest\.json|vocabulary\.json|(tokens|part-\d+|sums-\d+)\.safetensors)\.[0-9a-f]+\.part")
+
+
+def check_folder(folder: Path) -> None:
+    """FileExistsError where `folder` is a file, or holds other things than a store or the beginning of one."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; a store is a folder")
+    if folder.is_dir() and not (folder / NAME).is_file() and set(folder.iterdir()) - set(_drafts(folder)):
+        raise FileExistsError(f"{folder} holds other things and is no store; give an empty or a new folder")
+
+
+def _drafts(folder: Path) -> list[Path]:
+    """Files of ours that were not finished."""
+    return [path for path in folder.glob(".*.part") if DRAFT.fullmatch(path.name) and path.is_file()]
 
 
 class Store:
@@ -41,12 +57,9 @@ class Store:
 
     def __init__(self, folder: Path, manifest: Manifest, tokens: Tensor, mask: Mask, features: Tensor):
         self.folder, self.manifest = folder, manifest
-        if folder.exists() and not folder.is_dir():
-            raise FileExistsError(f"{folder} is a file; a store is a folder")
-        if folder.is_dir():
-            self._remove_drafts()
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).is_file():
-            raise FileExistsError(f"{folder} holds other things and is no store; give an empty or a new folder")
+        check_folder(folder)
+        for draft in _drafts(folder):  # of a run that was stopped while it wrote
+            draft.unlink(missing_ok=True)
         if (folder / NAME).is_file():
             self._go_on()
         else:
@@ -54,11 +67,6 @@ class Store:
             manifest.write(folder)
         if not (folder / TOKENS).is_file():
             write_tokens(folder, tokens, mask, features)
-
-    def _remove_drafts(self) -> None:
-        """Of a run that was stopped while it wrote."""
-        for draft in self.folder.glob(".*.part"):
-            draft.unlink(missing_ok=True)
 
     def _go_on(self) -> None:
         held = Manifest.read(self.folder)
@@ -80,8 +88,7 @@ class Store:
         return {} if last is None else open_tensors(_sums(self.folder, last))[0]
 
     def _last_sums(self) -> int | None:
-        numbers = [int(path.stem.removeprefix("sums-")) for path in self.folder.glob("sums-*.safetensors")]
-        return max(numbers, default=None)
+        return max(_numbers(self.folder, "sums"), default=None)
 
     def add(self, part: Part, number: int, sums: "Sums") -> Part:
         """Writes a part, then the sums with it: stopped in between, the part is made again. -> the part, mapped."""
@@ -94,6 +101,11 @@ class Store:
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05}.safetensors"
+
+
+def _numbers(folder: Path, kind: str) -> list[int]:
+    matches = (re.fullmatch(rf"{kind}-(\d+)\.safetensors", path.name) for path in folder.iterdir())
+    return [int(match[1]) for match in matches if match]
 
 
 def _sums(folder: Path, number: int) -> Path:
@@ -115,10 +127,12 @@ def open_store(path: str | Path) -> FeatureActs:
         mask = Mask(counted, masked, *others, documents_given=manifest.documents_given, how=manifest.mask_how)
     except KeyError as error:
         raise ValueError(f"{folder / TOKENS} is damaged: it has no {error}") from error
-    if not _fit(tokens, features, mask, manifest.n_features):
+    if not tokens_fit(tokens, features, mask, manifest.n_features):
         raise ValueError(f"{folder / TOKENS} is damaged: what it holds does not fit together")
-    found = (*folder.glob("sums-*.safetensors"), *(folder.glob("part-*.safetensors") if manifest.complete else ()))
-    numbers = [int(path.stem.removeprefix("sums-").removeprefix("part-")) for path in found]
+    found = (tokens_fingerprint(tokens), tokens_fingerprint(features[None]), mask_fingerprint(mask))
+    if found != (manifest.tokens, manifest.features, manifest.mask):
+        raise ValueError(f"{folder / TOKENS} is damaged: it is not what {NAME} says the store was made from")
+    numbers = [*_numbers(folder, "sums"), *(_numbers(folder, "part") if manifest.complete else ())]
     parts = tuple(Part.open(_part(folder, number)) for number in range(max(numbers, default=-1) + 1))
     rows = sum(part.n_rows for part in parts)
     if not manifest.complete:
@@ -129,14 +143,17 @@ def open_store(path: str | Path) -> FeatureActs:
     if rows != len(tokens):
         raise ValueError(f"{folder} is damaged: its parts hold {rows:,} of {len(tokens):,} sequences")
     sums, _ = open_tensors(_sums(folder, len(parts) - 1))
-    if len(sums.get("fidelity.active", ())) != manifest.n_features:
-        raise ValueError(f"{folder} is damaged: its sums are not of {manifest.n_features} features")
+    problem = sums_problem(sums, len(features), manifest)
+    if problem:
+        raise ValueError(f"{_sums(folder, len(parts) - 1)} is damaged: {problem}")
     acts = FeatureActs(
         tokens, mask, features, torch.arange(len(features)), parts, sums, judged(sums, manifest), manifest,
-        vocabulary=read_vocabulary(folder),
+        vocabulary=read_vocabulary(folder), folder=str(folder),
     )  # fmt: skip
-    if any(len(part.starts) != len(features) + 1 for part in parts):
-        raise ValueError(f"{folder} is damaged: its parts hold other features than it says")
+    for number, part in enumerate(parts):
+        scales = (part.n_rows * tokens.shape[1], len(manifest.scaled)) if manifest.scaled else (0, 0)
+        if len(part.starts) != len(features) + 1 or tuple(part.scales.shape) != scales:
+            raise ValueError(f"{_part(folder, number)} is damaged: it holds other features or tokens than it should")
     return acts
 
 
@@ -167,20 +184,6 @@ def read_vocabulary(path: str | Path) -> dict[int, str]:
         return {int(i): str(text) for i, text in json.loads(file.read_text(encoding="utf-8")).items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-
-
-def _fit(tokens: Tensor, features: Tensor, mask: Mask, n_features: int) -> bool:
-    whole = (tokens, features, mask.lead, mask.tail, mask.documents)
-    if any(x.dtype != torch.long for x in whole) or mask.counted.dtype != torch.bool or tokens.ndim != 2:
-        return False
-    rows, n_positions = tokens.shape
-    if mask.counted.shape != tokens.shape or mask.documents.shape != tokens.shape or features.ndim != 1:
-        return False
-    if mask.lead.shape != (rows,) or mask.tail.shape != (rows,) or not rows or not n_positions or not len(features):
-        return False
-    room = bool((mask.lead >= 0).all() and (mask.tail >= 0).all() and (mask.lead + mask.tail <= n_positions).all())
-    known = int(features.min()) >= 0 and int(features.max()) < n_features and len(features.unique()) == len(features)
-    return room and known and bool((tokens >= 0).all())
 
 
 def judged(sums: Any, manifest: Manifest) -> Fidelity:
@@ -233,6 +236,8 @@ def merge_acts(shards: Sequence[FeatureActs]) -> FeatureActs:
     if not shards:
         raise ValueError("there is nothing to merge; give at least one gathering")
     first = shards[0]
+    if len({shard.manifest.tokens for shard in shards}) < len(shards):
+        raise ValueError("two of these gatherings are of the very same tokens; each may be merged once")
     for shard in shards[1:]:
         same = replace(shard.manifest, tokens=first.manifest.tokens, mask=first.manifest.mask)
         differences = first.manifest.differences(same)
@@ -246,7 +251,8 @@ def merge_acts(shards: Sequence[FeatureActs]) -> FeatureActs:
             differences.append("other features")
         if differences:
             raise ValueError(f"these gatherings do not belong together: one was made with {', '.join(differences)}")
-    sums = {name: torch.stack([shard.sums[name] for shard in shards]).sum(0) for name in first.sums}
+    known = set.intersection(*(set(shard.sums) for shard in shards))  # products may be lacking where they were large
+    sums = {name: torch.stack([shard.sums[name] for shard in shards]).sum(0) for name in first.sums if name in known}
     tokens = torch.cat([shard.tokens for shard in shards])
     mask = _merged_masks(shards)
     causes, notes = (

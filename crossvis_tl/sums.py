@@ -32,10 +32,10 @@ class SiteSums:
 
     `x`, `xx`: sum and sum of squares, [width] of all sources side by side. `products`: of activation times dimension,
     [stored, widest]; a feature's row holds the sources of its group side by side, then nothing. None where that was
-    too large to keep.
+    not asked for, or too large to keep.
     """
 
-    def __init__(self, dictionary: Dictionary, features: Int[Tensor, " stored"]):
+    def __init__(self, dictionary: Dictionary, features: Int[Tensor, " stored"], *, neurons: bool = True):
         widths = [site.width for site in dictionary.sources]
         self.first = [sum(widths[:s]) for s in range(len(widths) + 1)]
         self.reads = [sorted(group.W_enc) for group in dictionary.groups]
@@ -44,7 +44,7 @@ class SiteSums:
         widest = max(sum(widths[s] for s in reads) for reads in self.reads)
         self.x = torch.zeros(sum(widths), dtype=torch.float64)
         self.xx = torch.zeros(sum(widths), dtype=torch.float64)
-        kept = 12 * len(features) * widest <= PRODUCTS_BUDGET  # float32 of a part, float64 of all
+        kept = neurons and 12 * len(features) * widest <= PRODUCTS_BUDGET  # float32 of a part, float64 of all
         self.products = torch.zeros(len(features), widest, dtype=torch.float64) if kept else None
         self.batch = torch.zeros(len(features), widest, device=dictionary.device) if kept else None
 
@@ -82,17 +82,26 @@ class SiteSums:
     def add_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         self.x += tensors["x"]
         self.xx += tensors["xx"]
-        if self.products is not None:
+        if "products" not in tensors:  # too large where these were gathered
+            self.products = self.batch = None
+        elif self.products is not None:
             self.products += tensors["products"]
 
 
 class Sums:
     """All of them, of one dictionary's stored features. `latent`: None unless asked for."""
 
-    def __init__(self, dictionary: Dictionary, features: Int[Tensor, " stored"], *, latent_scaling: bool = False):
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        features: Int[Tensor, " stored"],
+        *,
+        latent_scaling: bool = False,
+        neurons: bool = True,
+    ):
         self.dictionary = dictionary
         self.fidelity = FidelitySums.of(dictionary)
-        self.sites = SiteSums(dictionary, features)
+        self.sites = SiteSums(dictionary, features, neurons=neurons)
         self.latent = LatentSums(dictionary, features) if latent_scaling else None
 
     def add(

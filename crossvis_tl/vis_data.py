@@ -15,8 +15,8 @@ from sae_vis.data_storing_fns import SaeVisData as StockSaeVisData
 from torch import Tensor
 
 from crossvis_tl import storage
-from crossvis_tl.asking import checked, chosen_features, one_of, reopened, worth_keeping
-from crossvis_tl.build import Showing, build
+from crossvis_tl.asking import check_per_document, checked, chosen_features, one_of, reopened, worth_keeping
+from crossvis_tl.build import Built, Showing, build
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.effects import Effect, check_effect
@@ -45,12 +45,15 @@ if TYPE_CHECKING:
 class SaeVisData(StockSaeVisData):
     """sae_vis' `SaeVisData` with our panels (`panels`, by feature) and the page's facts beside its own fields.
 
-    `model` is the first of `models`. Make one with `create`.
+    `model` is the first of `models`; `capture`: the dictionary on them, as it was gathered. `masking`: `Mask.how`. Make
+    one with `create`.
     """
 
     panels: dict[int, FeaturePanels] = field(default_factory=dict)
     page: PageFacts = field(default_factory=PageFacts)
     models: list["HookedTransformer"] = field(default_factory=list)
+    capture: Capture | None = field(default=None, compare=False)
+    masking: str = ""
 
     @classmethod
     def create(  # type: ignore[override]  # noqa: PLR0913 - sae_vis' own call, with what its users ask for beside it
@@ -99,6 +102,7 @@ class SaeVisData(StockSaeVisData):
         if encoder is None or model is None or tokens is None:
             raise TypeError("SaeVisData.create needs an encoder (or sae), a model and tokens")
         check_effect(effect)
+        check_per_document(per_document)
         cfg = checked(cfg or SaeVisConfig())
         models = load_models(model)
         device = str(models[0].cfg.device)
@@ -122,7 +126,9 @@ class SaeVisData(StockSaeVisData):
             Console(soft_wrap=True, markup=False, highlight=False).print("\n".join(acts.fidelity.lines()))
         acts_B = None
         if capture_B is not None:
-            acts_B = gather(capture_B, tokens, mask, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose)
+            acts_B = gather(
+                capture_B, tokens, mask, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose, neurons=False
+            )
             warn_if_bad(acts_B.fidelity)
         return cls.from_acts(
             acts, capture.dictionary, cfg, Showing(effect, per_document, distinct), capture=capture, acts_B=acts_B,
@@ -149,6 +155,7 @@ class SaeVisData(StockSaeVisData):
         gathered with, and for features that were not gathered.
         """
         check_effect(effect)
+        check_per_document(per_document)
         cfg = checked(cfg or SaeVisConfig())
         acts, dictionary, capture = reopened(store, encoder, cfg, model, tokens)
         features = chosen_features(cfg, dictionary)
@@ -182,8 +189,8 @@ class SaeVisData(StockSaeVisData):
         data = cls(
             feature_data_dict=built.feature_data, feature_stats=built.statistics, cfg=cfg,
             model=models[0] if models else None, encoder=dictionary if encoder is None else encoder,  # type: ignore[arg-type]
-            encoder_B=encoder_B, panels=built.panels, models=models,
-            page=page_facts(dictionary, acts, showing.effect if capture is not None else None),
+            encoder_B=encoder_B, panels=built.panels, models=models, capture=capture, masking=acts.mask.how,
+            page=page_facts(dictionary, acts, _shown_effect(showing, capture, built)),
         )  # fmt: skip
         ids, known = storage.shown_ids(data), vocabulary or {}
         texts = Vocabulary(models[0].tokenizer if models else None).texts(ids)
@@ -225,7 +232,12 @@ class SaeVisData(StockSaeVisData):
             raise ValueError(
                 "a prompt needs the dictionary, which these dashboards lack: pass encoder= when loading them"
             )
-        capture = Capture(as_dictionary(self.encoder, self.cfg.hook_point), self.models)
+        if self.capture is None and any(name == "replaced tokens" for name, _ in self.page.facts):
+            raise ValueError(
+                "these dashboards were made with replaced tokens, which JSON does not keep; make the prompt's page "
+                "from SaeVisData.create or from_store"
+            )
+        capture = self.capture or Capture(as_dictionary(self.encoder, self.cfg.hook_point), self.models)
         shown = gather_prompt(self, capture, prompt, metric, seq_pos, num_top_features)
         head, payloads = prompt_page(self, shown)
         write_page(filename, head, payloads)
@@ -251,3 +263,10 @@ class SaeVisData(StockSaeVisData):
             model=models[0] if models else None, encoder=encoder, encoder_B=encoder_B,
             panels=panels, page=PageFacts(**page), models=models,
         )  # fmt: skip
+
+
+def _shown_effect(showing: Showing, capture: Capture | None, built: Built) -> str:
+    """Which effects on logits these dashboards show, as `page_facts` names them."""
+    if capture is None:
+        return "no model"
+    return showing.effect if any(panel.logits for panel in built.panels.values()) else "nowhere"

@@ -87,7 +87,7 @@ def test_correlations_are_numpys(dense):
         expected = np.atleast_2d(np.corrcoef(dense.T.double().numpy()))
     for i, (indices, pearson) in enumerate(zip(found.indices, found.pearson, strict=True)):
         assert i not in indices
-        assert len(indices) == n - 1
+        assert len(indices) == (n - 1) * bool((dense[:, i] != 0).any())  # all are alike to one that never fires
         for j, value in zip(indices, pearson, strict=True):
             assert value == pytest.approx(np.nan_to_num(expected[i, j]), abs=1e-4)
         assert pearson == sorted(pearson, reverse=True)

@@ -504,7 +504,10 @@ def test_stopped_again_and_again(tmp_path, store, calls, dictionary, tl_models, 
     assert_gone_on(folder, store, calls, kept, *given)
 
 
-@pytest.mark.parametrize("name", [".part-00001.safetensors.0a1b2c3d.part", ".x.part", ".manifest.json.00000000.part"])
+@pytest.mark.parametrize(
+    "name",
+    [".part-00001.safetensors.0a1b2c3d.part", ".sums-00001.safetensors.00ff00ff.part", ".manifest.json.00000000.part"],
+)
 def test_drafts_of_a_run_that_was_killed_do_no_harm(name, tmp_path, store, calls, dictionary, tl_models, tokens):
     folder, given = tmp_path / "store", (dictionary, tl_models, tokens)
     stopped(folder, 10, RuntimeError(), *given)
