@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from crossvis_tl.dictionary import Dictionary
-from crossvis_tl.feature_acts import Block, FeatureActs
+from crossvis_tl.feature_acts import BLOCK, Block, FeatureActs
 from crossvis_tl.latent_scaling import Z95
 
 # Products of features with features held at a time, in numbers.
@@ -141,10 +141,13 @@ def correlate_features(acts: FeatureActs, other: FeatureActs, k: int, *, same: b
     y, yy = _moments(other)
     k = min(k, len(other.features) - int(same))
     rows = max(1, PRODUCTS // max(len(other.features), 1))
+    # made once where all fit in memory, else again for every few features
+    held = [_by_token(block, other) for block in other.blocks()] if int(other.starts[-1]) <= BLOCK else None
     found = []
     for block in _short(acts.blocks(), rows):
         mine = _sparse(block, acts)
-        products = np.concatenate([(mine @ _sparse(theirs, other).T).toarray() for theirs in other.blocks()], axis=1)
+        theirs = held or (_by_token(one, other) for one in other.blocks())
+        products = np.concatenate([(mine @ matrix).toarray() for matrix in theirs], axis=1)
         pearson, cosine = _normalise(torch.from_numpy(products), *_block_moments(block), y, yy, acts.n_counted)
         if same:
             own = torch.arange(len(block))
@@ -191,6 +194,11 @@ def _sparse(block: Block, acts: FeatureActs) -> csr_matrix:
     values = block.values.numpy().astype(np.float64)
     shape = (len(block), acts.tokens.numel())
     return csr_matrix((values, block.where.numpy(), block.starts.numpy()), shape=shape)
+
+
+def _by_token(block: Block, acts: FeatureActs) -> csr_matrix:
+    """[tokens, features]."""
+    return _sparse(block, acts).T.tocsr()
 
 
 def _block_moments(block: Block) -> tuple[Tensor, Tensor]:
