@@ -141,17 +141,17 @@ def _ablate(
         parts = unembed.project(added)
     if unembed.softcap > 0:
         left = _combined(tokens, place, 1 / after, parts, rows, -amounts / after)
-        change = tokens.logits(place) - unembed.finish(left, torch.ones_like(after)[:, None])
+        drop = unembed.finish(left, torch.ones_like(after)[:, None]) - tokens.logits(place)
     else:
-        alpha = 1 / tokens.scale[place, 0] - 1 / after
-        change = _combined(tokens, place, alpha, parts, rows, amounts / after)
-    up_ids, up = extremes(change, max(k, 1), largest=True)
-    down_ids, down = extremes(change, max(k, 1), largest=False)
+        alpha = 1 / after - 1 / tokens.scale[place, 0]
+        drop = _combined(tokens, place, alpha, parts, rows, -amounts / after)
+    # `drop` is the change that taking the feature away makes, so that its exponentials need no pass to turn it
+    (up_ids, lowest), (down_ids, highest) = (extremes(drop, max(k, 1), largest=largest) for largest in (False, True))
     # log-softmax differs from the logits by one number a row: the order of tokens needs no softmax
-    followed = change.gather(-1, pairs.following[:, None])[:, 0]
-    shift = -_log_mean_exp(change, tokens, place, down[:, 0], up[:, 0])
-    up, down = up - shift[:, None], down - shift[:, None]
-    return Changes(shift - followed, up_ids[:, :k], up[:, :k], down_ids[:, :k], down[:, :k])
+    followed = drop.gather(-1, pairs.following[:, None])[:, 0]
+    grows = _log_mean_exp(drop, tokens, place, lowest[:, 0], highest[:, 0])
+    up, down = grows[:, None] - lowest, grows[:, None] - highest
+    return Changes(followed - grows, up_ids[:, :k], up[:, :k], down_ids[:, :k], down[:, :k])
 
 
 def _combined(
@@ -168,14 +168,14 @@ def _combined(
 
 
 def _log_mean_exp(
-    change: Float[Tensor, "pairs d_vocab"], tokens: _Tokens, place: Tensor, lowest: Tensor, highest: Tensor
+    drop: Float[Tensor, "pairs d_vocab"], tokens: _Tokens, place: Tensor, lowest: Tensor, highest: Tensor
 ) -> Float[Tensor, " pairs"]:
-    """log of the mean of exp(-change) over the predicted distribution: by how much the logits' normaliser grows.
-    Overwrites `change`, whose extremes are given."""
+    """log of the mean of exp(drop) over the predicted distribution: by how much the logits' normaliser grows.
+    Overwrites `drop`, whose extremes are given."""
     if bool((torch.maximum(-lowest, highest) > LARGE_CHANGE).any()):
         logits = tokens.logits(place)
-        return (logits - change).logsumexp(-1) - logits.logsumexp(-1)
-    grown = change.neg_().exp_()
+        return (logits + drop).logsumexp(-1) - logits.logsumexp(-1)
+    grown = drop.exp_()
     if grown.device.type != "cpu":
         return (grown * tokens.probabilities[place]).sum(-1).log()
     rows = [torch.dot(row, tokens.probabilities[i]) for row, i in zip(grown, place.tolist(), strict=True)]

@@ -1,7 +1,9 @@
 """From gathered activations to dashboards: fills sae_vis' data classes and our panels, feature by feature."""
 
+import gc
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +72,7 @@ def build(
     scaling = _scaling(acts)
     n = len(acts.features)
     size = n if capture is None else features_at_a_time(capture, n)
-    with tqdm(total=n, desc="Building dashboards", unit="feature", disable=not cfg.verbose) as bar:
+    with no_collector(), tqdm(total=n, desc="Building dashboards", unit="feature", disable=not cfg.verbose) as bar:
         for begin in range(0, n, size):
             some = acts.select(range(begin, min(begin + size, n)))
             for i, made in enumerate(_some(some, cfg, showing, capture), begin):
@@ -85,6 +87,19 @@ def build(
                 )  # fmt: skip
                 bar.update()
     return built
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Inside, Python does not look for garbage: a page's data are millions of small lists, none of them garbage, which
+    it would go through again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @dataclass

@@ -147,7 +147,7 @@ def correlate_features(acts: FeatureActs, other: FeatureActs, k: int, *, same: b
     for block in _short(acts.blocks(), rows):
         mine = _sparse(block, acts)
         theirs = held or (_by_token(one, other) for one in other.blocks())
-        products = np.concatenate([(mine @ matrix).toarray() for matrix in theirs], axis=1)
+        products = np.concatenate([csr_matrix(mine @ matrix).toarray() for matrix in theirs], axis=1)
         pearson, cosine = _normalise(torch.from_numpy(products), *_block_moments(block), y, yy, acts.n_counted)
         if same:
             own = torch.arange(len(block))
