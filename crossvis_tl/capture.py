@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crossvis_tl.dictionary import Dictionary, Site
+from crossvis_tl.fused import fused
 from crossvis_tl.hooks.find import Finder
 from crossvis_tl.hooks.reading import Reader, reader, settings_for
 from crossvis_tl.hooks.writing import residual_write
@@ -223,7 +224,7 @@ class Capture:
         if index in self.replacements:
             tokens = replaced_tokens(tokens, self.replacements[index])
         logits_too = any(name.startswith("unembed.") for name in wanted)
-        with settings_for(model, sorted(wanted)):
+        with settings_for(model, sorted(wanted)), fused(model):
             model.run_with_hooks(
                 tokens.to(model.cfg.device), fwd_hooks=[(name, keeper(name)) for name in sorted(wanted)],
                 stop_at_layer=None if last is None else last + 1, return_type="logits" if logits_too else None,

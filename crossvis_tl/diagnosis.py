@@ -16,7 +16,7 @@ from crossvis_tl.models import name_of
 from crossvis_tl.pairs import tokenizer_differences
 
 CHECKED_ROWS, CHECKED_TOKENS, FEW_TOKENS = 8, 256, 32
-MUCH_BETTER = 0.6
+MUCH_BETTER, WORTH_A_LOOK = 0.6, 0.8
 
 
 def diagnose(capture: Capture, tokens: Tensor, mask: Mask, fidelity: Fidelity) -> tuple[list[str], list[str]]:
@@ -47,7 +47,7 @@ def _causes(capture: Capture, tokens: Tensor, mask: Mask) -> list[str]:
     # most other sites are hopeless, which a few tokens show
     few, dictionary = _spread(kept, FEW_TOKENS), capture.dictionary
     now, *rough = _mean_fvus(dictionary, [captured, *(result for result, _ in fitting)], few)
-    found += [change for change, fvu in zip(fitting, rough, strict=True) if fvu < now]
+    found += [change for change, fvu in zip(fitting, rough, strict=True) if fvu < WORTH_A_LOOK * now]
     now, *fvus = _mean_fvus(dictionary, [captured, *(result for result, _ in found)], kept)
     better = sorted((fvu, what) for fvu, (_, what) in zip(fvus, found, strict=True) if fvu < MUCH_BETTER * now)
     return [f"{what} (FVU would be {fvu:.2f} instead of {now:.2f})" for fvu, what in better[:3]]

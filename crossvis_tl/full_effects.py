@@ -16,6 +16,7 @@ from crossvis_tl.ablation import Changes, extremes
 from crossvis_tl.capture import Capture, last_hook
 from crossvis_tl.effects import Writers
 from crossvis_tl.feature_acts import FeatureActs
+from crossvis_tl.fused import fused
 from crossvis_tl.hooks.reading import settings_for
 from crossvis_tl.models import name_of
 from crossvis_tl.sequences import Effects, Windows
@@ -141,7 +142,7 @@ def _final(capture: Capture, index: int, tokens: Tensor, changes: dict[str, Call
     if index in capture.replacements:
         tokens = replaced_tokens(tokens, capture.replacements[index])
     hooks = [*changes.items(), (last_hook(model), keep)]
-    with settings_for(model, sorted(changes)):
+    with settings_for(model, sorted(changes)), fused(model):
         model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=hooks, return_type=None)
     return kept["final"].float()
 

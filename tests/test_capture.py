@@ -5,6 +5,7 @@ import torch
 
 from crossvis_tl import ModelMismatchError, load_dictionary, load_model
 from crossvis_tl.capture import Capture
+from crossvis_tl.fused import fused, fused_gelu
 from tests.conftest import tiny_hf, write_clt, write_crosscoder
 from tests.test_models import hf_tensors
 
@@ -106,3 +107,17 @@ def test_models_run_no_further_than_needed(crosscoder_dir, tl_models, tokens):
         assert not ran
         capture.run(tokens, final=True)
     assert ran
+
+
+def test_gelu_in_one_pass_is_gelu_and_the_model_is_as_before(tl_models, tokens):
+    model = tl_models[0]
+    before = [block.mlp.act_fn for block in model.blocks]
+    _, plain = model.run_with_cache(tokens)
+    with fused(model):
+        assert all(block.mlp.act_fn is fused_gelu for block in model.blocks)
+        _, cache = model.run_with_cache(tokens)
+    for name in ("blocks.0.mlp.hook_post", "blocks.2.hook_resid_post"):
+        torch.testing.assert_close(cache[name], plain[name], atol=1e-5, rtol=1e-5)
+    with pytest.raises(RuntimeError, match="stopped"), fused(model):
+        raise RuntimeError("stopped")
+    assert [block.mlp.act_fn for block in model.blocks] == before
