@@ -50,14 +50,16 @@ def calibrate(
     models = load_models(model)
     capture = Capture(dictionary.to(str(models[0].cfg.device)), models, token_replacements, calibrating=True)
     tokens = checked_tokens(tokens, models)
-    counted = token_mask(tokens, models[0].tokenizer, masking).counted
+    mask = token_mask(tokens, models[0].tokenizer, masking)
+    counted = mask.counted
     n_tokens = int(counted.sum())
 
     def batches(what: str) -> Iterator[list[Tensor]]:
         rows = range(0, len(tokens), rows_per_batch)
         for start in tqdm(rows, desc=what, unit="batch", disable=not progress):
-            captured = capture.run(tokens[start : start + rows_per_batch])
-            at = counted[start : start + rows_per_batch].flatten().nonzero().squeeze(-1)
+            rows_now = slice(start, start + rows_per_batch)
+            captured = capture.run(tokens[rows_now], lead=mask.lead[rows_now])
+            at = counted[rows_now].flatten().nonzero().squeeze(-1)
             for some in at.split(TOKENS_AT_A_TIME):
                 yield dictionary.normalised([x.flatten(0, 1)[some.to(x.device)] for x in captured.sources])
 
@@ -162,12 +164,13 @@ def estimate_input_scale(
     probe = Dictionary(kind="crosscoder", groups=(nothing,), sources=tuple(sites), targets=(), name="the crosscoder")
     capture = Capture(probe, models, token_replacements)
     tokens = checked_tokens(tokens, models)
-    counted = token_mask(tokens, models[0].tokenizer, masking).counted
+    mask = token_mask(tokens, models[0].tokenizer, masking)
+    counted = mask.counted
     norms: list[Float[Tensor, ""]] = [torch.zeros((), dtype=torch.float64) for _ in sites]
     widths = [0 for _ in sites]
     for start in range(0, len(tokens), rows_per_batch):
         rows = slice(start, start + rows_per_batch)
-        for s, x in enumerate(capture.run(tokens[rows]).sources):
+        for s, x in enumerate(capture.run(tokens[rows], lead=mask.lead[rows]).sources):
             norms[s] += x.norm(dim=-1)[counted[rows].to(x.device)].double().sum().cpu()
             widths[s] = x.shape[-1]
     n_tokens = int(counted.sum())

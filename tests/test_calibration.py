@@ -79,3 +79,13 @@ def test_input_scales_are_those_of_huggingface_activations(tl_models, hf_models,
         estimate_input_scale(tl_models, tokens, ["hook_embed"] * 3, processing="none")
     with pytest.raises(ValueError, match=r"blocks\.9\.hook_resid_post"):
         estimate_input_scale(tl_models, tokens, "blocks.9.hook_resid_post", processing="none")
+
+
+def test_padding_on_the_left_changes_no_scale(tl_models, tokens):
+    rows = tokens[:, :18]
+    padded = torch.cat([torch.zeros(len(rows), 4, dtype=torch.long), rows], dim=1)
+    want, got = (
+        estimate_input_scale(tl_models[0], some, "blocks.1.hook_resid_post", processing="none")
+        for some in (rows, padded)
+    )
+    assert got == pytest.approx(want, rel=1e-5)
