@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 
 
 def reopened(
-    store: str | Path,
+    store: str | Path | FeatureActs,
     encoder: Any,
     cfg: SaeVisConfig,
     model: "HookedTransformer | Sequence[HookedTransformer] | None",
     tokens: Tensor | None,
 ) -> tuple[FeatureActs, Dictionary, Capture | None]:
-    """A store with its dictionary, and that on its models where they are given. ValueError where any of them is another
-    than was gathered with."""
-    acts = open_store(store)
+    """A store, or what `open_store` gave of it, with its dictionary, and that on its models where they are given.
+    ValueError where any of them is another than was gathered with."""
+    acts = store if isinstance(store, FeatureActs) else open_store(store)
+    store = acts.folder or "what was gathered"
     if tokens is not None:
         same = isinstance(tokens, Tensor) and tokens_fingerprint(tokens[: cfg.batch_size]) == acts.manifest.tokens
         if not same:

@@ -1,7 +1,7 @@
 """Effects on logits of many features at the tokens that are shown: each such token unembedded once for all of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossvis_tl.ablation import Changes, Pairs, ablate
 from crossvis_tl.capture import Capture
-from crossvis_tl.errors import near_misses
+from crossvis_tl.errors import check_word
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.logit_effects import Written, final_residuals, following_tokens, residual_written
 from crossvis_tl.sequences import Effects, Windows
@@ -24,9 +24,7 @@ DIRECT_BUDGET = 2**30
 
 def check_effect(effect: str) -> None:
     """ValueError for another spelling."""
-    if effect not in get_args(Effect):
-        hint = near_misses(str(effect), get_args(Effect))
-        raise ValueError(f"effect={effect!r}; expected {', '.join(map(repr, get_args(Effect)))}.{hint}")
+    check_word("effect", effect, get_args(Effect))
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Writers:
         out = torch.empty(len(direction), W.shape[1], device=W.device)
         for begin in range(0, len(direction), at_a_time):
             at = slice(begin, begin + at_a_time)
-            einsum_into(out[at], direction[at], W)
+            out[at] = einsum(direction[at], W, "features d_model, d_model d_vocab -> features d_vocab")
         return out
 
     def changes(
@@ -68,10 +66,6 @@ class Writers:
         return ablate(
             self.unembeddings[model], resid, how.direction, direct, found, min(k, direct.shape[-1])
         )  # fmt: skip
-
-
-def einsum_into(out: Tensor, direction: Tensor, W: Tensor) -> None:
-    out.copy_(einsum(direction, W, "features d_model, d_model d_vocab -> features d_vocab"))
 
 
 @dataclass(frozen=True)
@@ -132,8 +126,7 @@ def direct_effects(
     for some, resids in _residuals(capture, acts, positions, rows_per_batch, progress):
         bounds = torch.searchsorted(ordered, torch.tensor([some.start, some.stop]))
         here = order[int(bounds[0]) : int(bounds[1])]
-        pairs = firing[here]
-        pairs = Firing(pairs.which, pairs.acts, pairs.tokens - some.start, pairs.following, pairs.scales)
+        pairs = replace(firing[here], tokens=tokens[here] - some.start)
         for m, vectors in direct.items():
             found[m].put(here, how.changes(m, resids[m], vectors, pairs, k))
     results, begin = [], 0

@@ -3,7 +3,7 @@
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
@@ -25,6 +25,13 @@ def near_misses(name: str, known: Iterable[str], limit: int = 3) -> str:
     likeness = [SequenceMatcher(None, match, name).ratio() for match in matches]
     matches = [match for match, ratio in zip(matches, likeness, strict=True) if ratio > likeness[0] - 0.25]
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?"
+
+
+def check_word(name: str, value: str, known: Sequence[str]) -> None:
+    """ValueError with near misses unless `value` is one of `known`."""
+    if value not in known:
+        hint = near_misses(str(value), known)
+        raise ValueError(f"{name}={value!r}; expected {', '.join(map(repr, known))}.{hint}")
 
 
 def short_list(items: Iterable[object], limit: int = 8) -> str:

@@ -141,14 +141,6 @@ class FeatureActs:
         block = self.block(index, index + 1)
         return block.where, block.values
 
-    def maxima(self) -> Float[Tensor, " selected"]:
-        """Largest activation of each selected feature over all counted tokens, the zeros included."""
-        found = [
-            torch.segment_reduce(block.values, "max", lengths=block.starts.diff(), initial=0.0)
-            for block in self.blocks()
-        ]
-        return torch.cat(found) if found else torch.zeros(0)
-
     def strengths(self) -> Float[Tensor, " selected"]:
         """Largest magnitude of each selected feature's activations, 0 where it never fired."""
         found = [

@@ -1,12 +1,14 @@
 """Output files: looked at before long work, and appearing whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
-from crossvis_tl.errors import near_misses
+from crossvis_tl.errors import first_line, near_misses
 
 
 def check_output(path: Path, suffix: str | None = None) -> None:
@@ -22,6 +24,14 @@ def check_output(path: Path, suffix: str | None = None) -> None:
         raise FileNotFoundError(f"the folder {folder} does not exist; make it first, or write {path.name} elsewhere")
     if not os.access(folder, os.W_OK) or (exists and not os.access(path, os.W_OK)):
         raise PermissionError(f"{path} cannot be written: no permission")
+
+
+def read_json(path: Path, wrong: str) -> Any:
+    """What a JSON file holds. ValueError "PATH `wrong`: why" when it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} {wrong}: {first_line(error)}") from error
 
 
 def near_siblings(path: Path) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crossvis_tl.dictionary import Dictionary, Site
-from crossvis_tl.errors import first_line
-from crossvis_tl.files import write_whole
+from crossvis_tl.files import read_json, write_whole
 
 FORMAT, VERSION = "crossvis_tl feature activations", 1
 NAME = "manifest.json"
@@ -55,10 +54,7 @@ class Manifest:
             raise FileNotFoundError(f"there is no store {folder}; make one with gather(..., out=...)")
         if not path.is_file():
             raise FileNotFoundError(f"{folder} is no store of feature activations: it has no {NAME}")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged: {first_line(error)}") from error
+        content = read_json(path, "is damaged")
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is no manifest of feature activations")
         version = content.pop("version", None)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from crossvis_tl.errors import near_misses, short_list, whole_numbers
+from crossvis_tl.errors import check_word, near_misses, short_list, whole_numbers
 
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Masking = Literal["special", "all special", "none"]
@@ -41,11 +41,6 @@ class Mask:
     @property
     def n_counted(self) -> int:
         return int(self.counted.sum())
-
-    def rows(self, at: slice) -> "Mask":
-        return Mask(
-            self.counted[at], self.masked, self.lead[at], self.tail[at], self.documents[at], self.documents_given
-        )
 
 
 def token_mask(
@@ -100,9 +95,7 @@ def token_mask(
 
 def check_masking(masking: str) -> None:
     """ValueError for another spelling."""
-    if masking not in get_args(Masking):
-        hint = near_misses(str(masking), get_args(Masking))
-        raise ValueError(f"masking={masking!r}; expected {', '.join(map(repr, get_args(Masking)))}.{hint}")
+    check_word("masking", masking, get_args(Masking))
 
 
 def _edges(tokens: Tensor, bos: int | None, pad: int | None) -> tuple[Tensor, Tensor, Tensor]:

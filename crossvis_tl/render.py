@@ -20,7 +20,6 @@ from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
 from crossvis_tl.gathering import gather
-from crossvis_tl.manifest import Manifest
 from crossvis_tl.masking import Mask, Masking, check_masking, token_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
@@ -151,8 +150,8 @@ class StoredJob:
     def run(self, verdict: Verdict) -> SaeVisData:
         """-> dashboards; `verdict` hears what the gathering found."""
         check_effect(self.effect)
-        origin = Manifest.read(self.store).origin
         acts = open_store(self.store)
+        origin = acts.manifest.origin
         if self.without_model and self.effect == "full":
             raise ValueError("effect full runs the model; leave --no-model out")
         where = self.dictionary or self._here(origin.get("dictionary"), "--dictionary")
@@ -169,7 +168,7 @@ class StoredJob:
         loaded = load_models(models, self.device, dtype) if models else []
         verdict(acts.fidelity)
         cfg = checked(SaeVisConfig(**self.cfg_fields, features=chosen))
-        return SaeVisData.from_store(self.store, dictionary, cfg, model=loaded or None, effect=self.effect)
+        return SaeVisData.from_store(acts, dictionary, cfg, model=loaded or None, effect=self.effect)
 
     def _here(self, name: str | None, option: str) -> str:
         """What a store says it was made from, if it lies here: nothing is fetched because a store says so."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sae_vis.data_storing_fns import FeatureData, _SaeVisData
 from sae_vis.utils_fns import FeatureStatistics
 
-from crossvis_tl.errors import first_line
-from crossvis_tl.files import check_output, write_whole
+from crossvis_tl.files import check_output, read_json, write_whole
 from crossvis_tl.panels import FeaturePanels, TokenEffects
 
 if TYPE_CHECKING:
@@ -39,10 +38,7 @@ def load_json(
         raise ValueError(f"{path} must end in .json")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file: {first_line(error)}") from error
+    content = read_json(path, "is no JSON file")
     own = content.pop("crossvis_tl", None) if isinstance(content, dict) else None
     if not isinstance(own, dict):
         raise ValueError(f"{path} holds no crossvis_tl dashboards; stock sae_vis' own JSON opens with sae_vis")

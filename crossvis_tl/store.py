@@ -24,7 +24,7 @@ from torch import Tensor
 
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity, FidelityLabels, FidelitySums
-from crossvis_tl.files import write_whole
+from crossvis_tl.files import read_json, write_whole
 from crossvis_tl.fingerprints import mask_fingerprint, tokens_fingerprint
 from crossvis_tl.manifest import NAME, Manifest
 from crossvis_tl.masking import Mask
@@ -180,8 +180,9 @@ def read_vocabulary(path: str | Path) -> dict[int, str]:
     file = Path(path) / VOCABULARY
     if not file.is_file():
         return {}
+    content = read_json(file, "is damaged")
     try:
-        return {int(i): str(text) for i, text in json.loads(file.read_text(encoding="utf-8")).items()}
+        return {int(i): str(text) for i, text in content.items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
 

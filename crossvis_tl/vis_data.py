@@ -138,7 +138,7 @@ class SaeVisData(StockSaeVisData):
     @classmethod
     def from_store(
         cls,
-        store: str | Path,
+        store: str | Path | FeatureActs,
         encoder: Any,
         cfg: SaeVisConfig | None = None,
         *,
@@ -150,9 +150,9 @@ class SaeVisData(StockSaeVisData):
     ) -> "SaeVisData":
         """Dashboards of what was gathered into a folder before, of other features or in another layout.
 
-        `encoder`: the dictionary it was gathered with. `model`: only the sequences shown are run; without it, effects
-        on logits read "not gathered". `tokens`: need not be given. ValueError where any of them is another than was
-        gathered with, and for features that were not gathered.
+        `store`: the folder, or what `open_store` gave. `encoder`: the dictionary it was gathered with. `model`: only
+        the sequences shown are run; without it, effects on logits read "not gathered". `tokens`: need not be given.
+        ValueError where any of them is another than was gathered with, and for features that were not gathered.
         """
         check_effect(effect)
         check_per_document(per_document)

@@ -67,12 +67,15 @@ def all_facts(
     subfolder: str | None,
     revision: str | None,
     trust_pickle: bool,
+    input_scale: str | None,
+    hook_point: str | None,
     **others: Any,
 ) -> dict[str, Any]:
     """For `load_dictionary`: those that were given."""
     from crossvis_tl.errors import parse_facts
 
     facts = {"subfolder": subfolder, "revision": revision, "trust_pickle": trust_pickle or None, **others}
+    facts |= {"input_scale": numbers(input_scale), "hook_point": several(hook_point)}
     given = {name: value for name, value in facts.items() if value is not None}
     return given | parse_facts(fact or [])
 

@@ -53,8 +53,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             if json.resolve() == page.resolve():
                 raise ValueError(f"--out and --json both name {page}; give two files")
         facts = common.all_facts(
-            fact, subfolder, revision, trust_pickle, input_scale=common.numbers(input_scale),
-            hook_point=common.several(hook_point), feature_input_hook=feature_input_hook,
+            fact, subfolder, revision, trust_pickle, input_scale, hook_point, feature_input_hook=feature_input_hook,
             feature_output_hook=feature_output_hook, processing=processing,
         )  # fmt: skip
         common.quiet_libraries()

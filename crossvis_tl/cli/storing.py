@@ -44,8 +44,7 @@ def gather(  # noqa: PLR0913, PLR0917 - each option is one of the user's
         common.quiet_libraries()
         models, path, rows = common.required(model, dictionary, tokens)
         facts = common.all_facts(
-            fact, subfolder, revision, trust_pickle, input_scale=common.numbers(input_scale),
-            hook_point=common.several(hook_point), feature_input_hook=feature_input_hook,
+            fact, subfolder, revision, trust_pickle, input_scale, hook_point, feature_input_hook=feature_input_hook,
             feature_output_hook=feature_output_hook, processing=processing,
         )  # fmt: skip
         job = RenderJob(
