@@ -14,7 +14,8 @@ from typing import Any
 
 from crossvis_tl.files import write_whole
 from crossvis_tl.page.check import check_features, check_head
-from crossvis_tl.page.encode import deflate, inert_json
+from crossvis_tl.page.encode import deflate, find_culprit, inert_json
+from crossvis_tl.page.pack import pack
 
 SCRIPTS = (  # in the order in which they are joined: later ones use earlier ones
     "dom.js",
@@ -57,7 +58,12 @@ def page_chunks(head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[s
     before, after = read("shell.html").split("%%FEATURES%%")
     yield fill(before, fills)
     for number, feature in check_features(head, features):
-        yield f'<script type="text/plain" id="f{number}">{deflate(feature, f"feature {number}")}</script>\n'
+        what = f"feature {number}"
+        try:
+            packed = pack(feature)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{what} cannot be written to a page: {find_culprit(feature) or error}") from error
+        yield f'<script type="text/plain" id="f{number}">{deflate(packed, what)}</script>\n'
     yield after
 
 
@@ -69,7 +75,15 @@ def fill(shell: str, fills: Mapping[str, str]) -> str:
 @cache
 def viewer_script() -> str:
     """-> the viewer's files joined inside one function, so that nothing of it is global."""
-    return "(() => {\n'use strict';\n" + "\n".join(read(f"viewer/{name}") for name in SCRIPTS) + "})();\n"
+    return "(() => {\n'use strict';\n" + "\n".join(bare(read(f"viewer/{name}")) for name in SCRIPTS) + "})();\n"
+
+
+def bare(script: str) -> str:
+    """-> a script without its comment lines, blank lines and indentation, which are for those who read the files: every
+    page carries it. No string of the viewer goes over lines."""
+    script = re.sub(r"^\s*/\*\*.*?\*/\n", "", script, flags=re.MULTILINE | re.DOTALL)
+    lines = (line.strip() for line in script.splitlines())
+    return "".join(f"{line}\n" for line in lines if line and not line.startswith("// "))
 
 
 @cache

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from crossvis_tl.errors import near_misses, short_list
-from crossvis_tl.page.contract import FEATURE_INDEX_COLUMNS, VERSION, ComponentName, Head, Kind, Verdict, View
+from crossvis_tl.page.contract import FEATURE_INDEX_COLUMNS, VERSION, ComponentName, Head, Kind, Scale, Verdict, View
 
 
 def check_head(head: Mapping[str, Any]) -> None:
@@ -27,8 +27,12 @@ def check_head(head: Mapping[str, Any]) -> None:
     check_index(head["features"])
     if head["first"] not in head["features"]["id"]:
         raise ValueError(f"first is feature {head['first']}, which is not in the index")
+    for measure in head["features"]["measures"]:
+        check_choice(f"the scale of measure {measure['name']!r}", measure["scale"], get_args(Scale))
+        if len(measure["values"]) != len(head["features"]["id"]):
+            raise ValueError(f"measure {measure['name']!r} does not have one value for each feature")
     if head["view"] == "prompt":
-        check_prompt(head)
+        check_prompts(head)
 
 
 def check_choice(what: str, value: object, known: tuple[str, ...]) -> None:
@@ -53,22 +57,29 @@ def check_index(index: Mapping[str, list[Any]]) -> None:
         raise ValueError(f"feature ids occur more than once in the index: {short_list(twice)}")
 
 
-def check_prompt(head: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a prompt view has its prompt, scores for each position, and features that exist."""
-    prompt = head["prompt"]
-    if prompt is None:
-        raise ValueError("a prompt view needs head['prompt']")
-    check_choice("prompt.metric", prompt["metric"], tuple(prompt["scores"]))
-    n_positions = len(prompt["tokens"])
-    if not 0 <= prompt["position"] < n_positions:
-        raise ValueError(f"prompt.position is {prompt['position']}, the prompt has {n_positions} tokens")
-    for metric, positions in prompt["scores"].items():
-        if len(positions) != n_positions:
-            raise ValueError(f"scores of {metric} cover {len(positions)} positions, the prompt has {n_positions}")
+def check_prompts(head: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a prompt view has prompts, scores for each position, and features that exist."""
+    prompts = head["prompts"]
+    if not prompts or not prompts["each"]:
+        raise ValueError("a prompt view needs head['prompts']")
     known = set(head["features"]["id"])
-    named = {pair[0] for positions in prompt["scores"].values() for pairs in positions for pair in pairs}
-    if named - known:
-        raise ValueError(f"the scores name features that are not in the index: {short_list(sorted(named - known))}")
+    for prompt in prompts["each"]:
+        check_choice("prompts.metric", prompts["metric"], tuple(prompt["scores"]))
+        n_positions = len(prompt["tokens"])
+        if not 0 <= prompt["position"] < n_positions:
+            raise ValueError(f"prompt.position is {prompt['position']}, the prompt has {n_positions} tokens")
+        for metric, scopes in prompt["scores"].items():
+            if len(scopes) != len(prompts["scopes"]):
+                raise ValueError(f"scores of {metric} cover {len(scopes)} scopes, not {len(prompts['scopes'])}")
+            for positions in scopes:
+                if len(positions) != n_positions:
+                    raise ValueError(
+                        f"scores of {metric} cover {len(positions)} positions, the prompt has {n_positions}"
+                    )
+        every = (positions for scopes in prompt["scores"].values() for positions in scopes)
+        named = {pair[0] for positions in every for pairs in positions for pair in pairs}
+        if named - known:
+            raise ValueError(f"the scores name features that are not in the index: {short_list(sorted(named - known))}")
 
 
 def check_features(
@@ -92,12 +103,27 @@ def check_features(
 def check_sequences(number: int, feature: Mapping[str, Any], n_vocabulary: int) -> None:
     """Raise ValueError where a sequence's activations do not match its tokens, or a token is not in the vocabulary."""
     sequences = [sequence for group in feature["groups"] for sequence in group["sequences"]]
-    if feature["prompt"] is not None:
-        sequences.append(feature["prompt"])
+    sequences += feature["prompts"] or []
     for sequence in sequences:
         if len(sequence["t"]) != len(sequence["a"]):
             raise ValueError(
                 f"feature {number}: a sequence has {len(sequence['t'])} tokens and {len(sequence['a'])} activations"
             )
+        check_effects(number, sequence)
         if sequence["t"] and not 0 <= min(sequence["t"]) <= max(sequence["t"]) < n_vocabulary:
             raise ValueError(f"feature {number}: a sequence names a token outside the vocabulary of {n_vocabulary}")
+
+
+def check_effects(number: int, sequence: Mapping[str, Any]) -> None:
+    """Raise ValueError where a column of a sequence is not as long as its tokens: columns of a feature are joined."""
+    n = len(sequence["t"])
+    for effect in sequence["e"]:
+        for name, column in effect.items():
+            if len(column) != n:
+                raise ValueError(f"feature {number}: {name} of a sequence of {n} tokens has {len(column)} entries")
+        for side in ("up", "down"):
+            if [*map(len, effect[side])] != [*map(len, effect[f"{side}_ids"])]:
+                raise ValueError(f"feature {number}: {side} and {side}_ids of a sequence do not match")
+    for shares in sequence.get("s", ()):
+        if len(shares) != n:
+            raise ValueError(f"feature {number}: source shares of a sequence of {n} tokens have {len(shares)} entries")

@@ -1,9 +1,9 @@
-"""What Python hands to the page and the viewer reads: version 1, written down once, here.
+"""What Python hands to the page and the viewer reads: version 2, written down once, here.
 
 A page holds one `Head`, read when it opens, and one `FeaturePayload` a feature, read when the feature is shown. All
 is plain JSON: numbers are finite Python ints and floats (`None` where there is none), and tokens are referred to by
-their place in `Head.vocabulary`. Numbers are stored as they are given; rounding them to about five significant digits
-beforehand makes a page several times smaller and changes nothing that it shows.
+their place in `Head.vocabulary`. Sequences are written in columns, rounded to what the page shows (`page.pack`);
+everything else is stored as it is given.
 
 Units. Activations are in the dictionary's own units. A loss effect is in nats and negative where the feature lowers
 the loss, that is, helps. Raised and lowered tokens are changes in log-probability, in nats too. Shares and densities
@@ -12,12 +12,13 @@ run from 0 to 1.
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-VERSION = 1
+VERSION = 2
 
 Kind = Literal["sae", "crosscoder", "clt", "plt"]
 View = Literal["feature", "prompt"]
 Verdict = Literal["plausible", "doubtful", "implausible"]
 Metric = Literal["act_quantile", "act_size", "loss_effect"]
+Scale = Literal["linear", "log"]
 ComponentName = Literal[
     "FeatureTables",
     "ActsHistogram",
@@ -27,6 +28,8 @@ ComponentName = Literal[
     "Prompt",
     "DecoderNorms",
     "DecoderCosine",
+    "SiteLogits",
+    "SourceAttribution",
 ]
 
 
@@ -72,43 +75,78 @@ class LayoutColumn(TypedDict):
     components: list[Component]
 
 
+class FeatureMap(TypedDict):
+    """The first screen: a scatter of all features and a table. `x`, `y`, `color`: names of measures (`density` and
+    `max` are among them), or None for what the page finds best; `color` can also be `class`."""
+
+    x: str | None
+    y: str | None
+    color: str | None
+
+
 class Layout(TypedDict):
-    """Columns from left to right; `height` in pixels, beyond which a column scrolls."""
+    """Columns from left to right; `height` in pixels, beyond which a column scrolls. `map`: None for a page without
+    one."""
 
     height: int
     columns: list[LayoutColumn]
+    map: FeatureMap | None
 
 
 _IndexClass = TypedDict("_IndexClass", {"class": list[str | None]})  # a keyword: cannot stand in a class body
 
 
-class FeatureIndex(_IndexClass):
-    """What search and the header need of every feature: five lists of one length, in the order of previous and next.
+class Measure(TypedDict):
+    """One number of every feature, for the axes of the map and the columns of its table. `values`: [feature], None
+    where a feature has none. `scale`: how it is best drawn. `help`: what it is, in a sentence."""
 
-    `density` is the share of tokens it fires on, `max` its largest activation.
+    name: str
+    label: str
+    scale: Scale
+    values: list[float | None]
+    help: str
+
+
+class FeatureIndex(_IndexClass):
+    """What map, search and header need of every feature without inflating it: lists of one length, in the order of
+    previous and next.
+
+    `density` is the share of tokens it fires on, `max` its largest activation. `tokens`: vocabulary places of the
+    tokens its strongest examples fire on, the most frequent first. `measures`: more numbers; `density` and `max` are
+    measures too and not repeated there.
     """
 
     id: list[int]
     label: list[str]
     density: list[float]
     max: list[float]
+    tokens: list[list[int]]
+    measures: list[Measure]
 
 
-FEATURE_INDEX_COLUMNS = ("id", "label", "density", "max", "class")
+FEATURE_INDEX_COLUMNS = ("id", "label", "density", "max", "class", "tokens")
 
 
 class PromptHead(TypedDict):
-    """The prompt of a prompt view, and which features score highest.
+    """One prompt of a prompt view, and which features score highest.
 
-    `tokens`: [position]. `position`, `metric`: what is shown first. `scores`: [metric][position] -> pairs of feature
-    id and formatted score, best first, empty where nothing fires. A loss effect belongs to the position that is
+    `tokens`: [position]. `position`: what is shown first. `scores`: [metric][scope][position] -> pairs of feature id
+    and formatted score, best first, empty where nothing fires. A loss effect belongs to the position that is
     *predicted*: its features fire on the token before.
     """
 
     tokens: list[int]
     position: int
+    scores: dict[Metric, list[list[list[tuple[int, str]]]]]
+
+
+class Prompts(TypedDict):
+    """The prompts of a prompt view. `metric`: the one shown first. `scopes`: names of the parts of the dictionary whose
+    features are ranked by themselves; the first is all of it."""
+
     metric: Metric
-    scores: dict[Metric, list[list[tuple[int, str]]]]
+    scopes: list[str]
+    each: list[PromptHead]
 
 
 class Head(TypedDict):
@@ -116,7 +154,7 @@ class Head(TypedDict):
 
     `models`: names, the first drawn in blue and the second in vermillion. `facts`: pairs of name and text, the small
     print. `token_ids`: the model's id of each entry of `vocabulary`. `class_help`: formula and thresholds of the
-    class. `first`: id of the feature that opens first.
+    class. `first`: id of the feature that opens first, or, with `open_map`, after the map.
     """
 
     version: int
@@ -134,7 +172,8 @@ class Head(TypedDict):
     class_help: str | None
     features: FeatureIndex
     first: int
-    prompt: PromptHead | None
+    open_map: bool
+    prompts: Prompts | None
 
 
 class Histogram(TypedDict):
@@ -154,6 +193,13 @@ class Tables(TypedDict, total=False):
     correlated_b_features: list[tuple[int, str, float, float]]
 
 
+class SiteLogits(TypedDict):
+    """Logit lens of one decoder row: what it alone raises and lowers, as (vocabulary index, value)."""
+
+    top: list[tuple[int, float]]
+    bottom: list[tuple[int, float]]
+
+
 class ModelLogits(TypedDict):
     """The feature's direct effect on one model's logits: extremes as (vocabulary index, value), and all of them."""
 
@@ -168,10 +214,10 @@ _SitesClass = TypedDict("_SitesClass", {"class": str | None}, total=False)
 
 
 class Sites(_SitesClass, total=False):
-    """Decoder norms and cosines, over the targets this feature writes.
+    """Decoder norms, cosines and logit lenses, over the targets this feature writes.
 
     `target_index`: which of `Head.targets` those are; absent means all, in order. `norms`, `shares`: [target].
-    `cosine`: [target][target]. `relative_norm`: the second model's share of the norm, 0 = only in `Head.models[0]`,
+    `cosine`: [target][target]. `lens`: [target], None for a site that writes no logits. `relative_norm`: the second model's share of the norm, 0 = only in `Head.models[0]`,
     1 = only in `Head.models[1]`.
     """
 
@@ -180,27 +226,33 @@ class Sites(_SitesClass, total=False):
     shares: list[float] | None
     relative_norm: float | None
     cosine: list[list[float]]
+    lens: list[SiteLogits | None]
     note: str | None
 
 
 class Effect(TypedDict):
-    """What the feature does to one model's prediction of each token of a sequence: four lists of its length.
+    """What the feature does to one model's prediction of each token of a sequence: lists of its length.
 
-    Entry i is the effect of the feature at token i-1 on predicting token i. `loss`: nats. `logit`: the feature's
-    direct logit for token i, the place of the line in the logits histogram. `up`, `down`: the tokens it raises and
-    lowers most, as (vocabulary index, change in log-probability).
+    Entry i is the effect of the feature at token i-1 on predicting token i, empty or 0 where it is silent there.
+    `loss`: nats. `p`: the probability that the model gives token i, None where nothing fires before it. `logit`: the
+    feature's direct logit for token i, the place of the line in the logits histogram. `up`, `down`: changes in
+    log-probability of the tokens it raises and lowers most, whose vocabulary places are `up_ids`, `down_ids`.
     """
 
     loss: list[float]
-    logit: list[float | None]
-    up: list[list[tuple[int, float]] | None]
-    down: list[list[tuple[int, float]] | None]
+    p: NotRequired[list[float | None]]
+    logit: list[float]
+    up_ids: list[list[int]]
+    up: list[list[float]]
+    down_ids: list[list[int]]
+    down: list[list[float]]
 
 
 class TokenSequence(TypedDict):
     """A run of tokens: `t` vocabulary indices, `a` activations, `bold` the index in this run of the token it was
     chosen for, `row`, `pos` and `doc` that token's sequence, position and document in the data, `e` one effect a
-    model."""
+    model. `s`: [source][token], each source's share of the pre-activation (with the bias they add up to 1), 0 where the
+    feature is silent."""
 
     t: list[int]
     a: list[float]
@@ -209,6 +261,7 @@ class TokenSequence(TypedDict):
     pos: int | None
     doc: NotRequired[int | None]
     e: list[Effect]
+    s: NotRequired[list[list[float]]]
 
 
 class Group(TypedDict):
@@ -235,7 +288,8 @@ class Scaling(TypedDict):
 
 class FeaturePayload(TypedDict):
     """One feature. Dead ones have no groups and a null `acts_histogram`. `logits` is empty where there are none, and
-    `logits_note` then says why. `prompt` is there in a prompt view: the whole prompt under this feature."""
+    `logits_note` then says why. `prompts` are there in a prompt view: each whole prompt under this feature.
+    `attribution`: each source's share of the pre-activation over the top examples."""
 
     tables: Tables
     acts_histogram: Histogram | None
@@ -243,6 +297,7 @@ class FeaturePayload(TypedDict):
     logits_note: str | None
     sites: Sites | None
     groups: list[Group]
-    prompt: TokenSequence | None
+    prompts: list[TokenSequence] | None
+    attribution: NotRequired[list[float] | None]
     density_interval: NotRequired[tuple[float, float]]
     scaling: NotRequired[Scaling | None]

@@ -38,9 +38,72 @@ def read_tags(page: str) -> TagReader:
     return reader
 
 
+def numbers(column: list[Any]) -> list[float]:
+    """A column of numbers: [places, whole numbers]."""
+    return [whole / 10 ** column[0] for whole in column[1]]
+
+
+def cut(column: list[Any], lengths: list[int]) -> list[list[Any]]:
+    """One list into lists of these lengths, with nothing left over."""
+    rest = iter(column)
+    parts = [[next(rest) for _ in range(n)] for n in lengths]
+    assert list(rest) == []
+    return parts
+
+
+def read_moved(moved: dict[str, Any]) -> tuple[list[list[int]], list[list[float]]]:
+    """-> tokens raised (or lowered) at each token, and their changes."""
+    firsts, rests = iter(numbers(moved["v"])), iter(moved["rest"])
+    changes = []
+    for n in moved["n"]:
+        first = next(firsts) if n else 0.0
+        changes.append([first * next(rests) / 100 if i else first for i in range(n)])
+    return cut([moved["of"][i] for i in moved["id"]], moved["n"]), changes
+
+
+def read_effect(effect: dict[str, Any], tokens: list[int], lengths: list[int]) -> list[dict[str, Any]]:
+    own = dict(zip(dict.fromkeys(tokens), numbers(effect["logit"]), strict=True))
+    columns = {"loss": numbers(effect["loss"]), "logit": [own[token] for token in tokens]}
+    for side in ("up", "down"):
+        columns[f"{side}_ids"], columns[side] = read_moved(effect[side])
+    if "p" in effect:
+        columns["p"] = [None if p < 0 else p / 1000 for p in effect["p"]]
+    parts = {name: cut(column, lengths) for name, column in columns.items()}
+    return [{name: column[i] for name, column in parts.items()} for i in range(len(lengths))]
+
+
+def read_sequences(packed: dict[str, Any]) -> list[dict[str, Any]]:
+    """Sequences out of their columns, written from what `pack` says and not from how it does it."""
+    lengths = packed["n"]
+    acts = numbers(packed["a"])
+    effects = [read_effect(effect, packed["t"], lengths) for effect in packed["e"]]
+    sources = []
+    for column in packed.get("s", []):
+        shares = iter(numbers(column))
+        sources.append(cut([next(shares) if act else 0.0 for act in acts], lengths))
+    sequences = []
+    for i, (t, a) in enumerate(zip(cut(packed["t"], lengths), cut(acts, lengths), strict=True)):
+        facts = {name: packed[name][i] for name in ("bold", "row", "pos", "doc")}
+        sequence = {"t": t, "a": a, **facts, "e": [effect[i] for effect in effects]}
+        sequences.append(sequence | ({"s": [source[i] for source in sources]} if sources else {}))
+    return sequences
+
+
+def read_feature(packed: dict[str, Any]) -> dict[str, Any]:
+    """A feature as the contract says."""
+    rest = iter(read_sequences(packed.pop("examples")))
+    groups = []
+    for group in packed["groups"]:
+        sequences = [next(rest) for _ in range(group.pop("n"))]
+        groups.append({**group, "sequences": sequences})
+    assert list(rest) == []
+    prompts = read_sequences(packed["prompts"]) if "prompts" in packed else None
+    return {**packed, "groups": groups, "prompts": prompts}
+
+
 def read_page(page: str) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """-> the head, and the features by id."""
     texts = read_tags(page).texts
     packed = {int(name[1:]): text for name, text in texts.items() if re.fullmatch(r"f\d+", name)}
     features = {number: json.loads(zlib.decompress(base64.b64decode(text))) for number, text in packed.items()}
-    return json.loads(texts["head"]), features
+    return json.loads(texts["head"]), {number: read_feature(feature) for number, feature in features.items()}

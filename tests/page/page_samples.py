@@ -20,16 +20,18 @@ COLUMNS = [
 def make_layout(columns: list[list[str]] | None = None, stack_mode: str = "stack-none") -> dict[str, Any]:
     configs = {"Sequences": {"stack_mode": stack_mode, "hover_below": True}, "LogitsTable": {"n_rows": 2}}
     components = [[{"name": name, "config": configs.get(name, {})} for name in names] for names in columns or COLUMNS]
-    return {"height": 750, "columns": [{"width": None, "components": column} for column in components]}
+    return {"height": 750, "map": None, "columns": [{"width": None, "components": column} for column in components]}
 
 
 def make_effect(n_tokens: int, loss: list[float] | None = None) -> dict[str, Any]:
     """The first token has no token before it, so no effect but 0."""
     return {
         "loss": loss or [0.0] * n_tokens,
-        "logit": [None] + [0.1] * (n_tokens - 1),
-        "up": [None] + [[[MAT, 0.31], [DOG, 0.2]]] * (n_tokens - 1),
-        "down": [None] + [[[THE, -0.25]]] * (n_tokens - 1),
+        "logit": [0.1] * n_tokens,
+        "up_ids": [[]] + [[MAT, DOG]] * (n_tokens - 1),
+        "up": [[]] + [[0.31, 0.2]] * (n_tokens - 1),
+        "down_ids": [[]] + [[THE]] * (n_tokens - 1),
+        "down": [[]] + [[-0.25]] * (n_tokens - 1),
     }
 
 
@@ -41,9 +43,10 @@ def make_sequence(peak: float = 2.0, row: int | None = 17) -> dict[str, Any]:
         "bold": 2,
         "row": row,
         "pos": 40,
+        "doc": None,
         "e": [
             make_effect(5, [0.0, 0.01, -0.02, -0.4, 0.0]),
-            make_effect(5, [0.0, 0.0, 0.02, 0.2, 0.0]) | {"logit": [None, 0.0, 0.0, -0.15, 0.0]},
+            make_effect(5, [0.0, 0.0, 0.02, 0.2, 0.0]) | {"logit": [0.0, 0.0, 0.0, -0.15, 0.0]},
         ],
     }
 
@@ -64,6 +67,7 @@ def make_sites(relative_norm: float = 0.25) -> dict[str, Any]:
         "shares": [0.75, 0.25],
         "relative_norm": relative_norm,
         "cosine": [[1.0, 0.875], [0.875, 1.0]],
+        "lens": [None, None],
         "class": "shared",
         "note": None,
     }
@@ -97,7 +101,7 @@ def make_feature(peak: float = 2.0, **changes: Any) -> dict[str, Any]:
             {**top, "sequences": [make_sequence(peak), make_sequence(peak * 0.9), make_sequence(peak * 0.8)]},
             *intervals,
         ],
-        "prompt": None,
+        "prompts": None,
     }
     return feature | changes
 
@@ -129,7 +133,7 @@ def make_head(**changes: Any) -> dict[str, Any]:
         for m, name in enumerate(["base", "chat"])
     ]
     head = {
-        "version": 1,
+        "version": 2,
         "title": "A crosscoder",
         "kind": "crosscoder",
         "view": "feature",
@@ -148,9 +152,12 @@ def make_head(**changes: Any) -> dict[str, Any]:
             "density": [0.0125, 0.00000204, 0.0],
             "max": [2.0, 4.0, 0.0],
             "class": ["shared", "chat only", None],
+            "tokens": [[SAT], [SAT, ON], []],
+            "measures": [],
         },
         "first": 7,
-        "prompt": None,
+        "open_map": False,
+        "prompts": None,
     }
     return head | changes
 
@@ -159,12 +166,14 @@ def make_prompt_page() -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]
     """The sequence above as the prompt; features 7 and 12 score, nothing fires on "The"."""
     prompt = make_sequence() | {"bold": None, "row": None, "pos": None}
     scores = {
-        "act_quantile": [[], [[7, "50.0%"]], [[7, "99.9%"], [12, "98.0%"]], [[12, "75.0%"]], []],
-        "act_size": [[], [[7, "0.500"]], [[12, "2.000"], [7, "2.000"]], [[7, "1.000"]], []],
-        "loss_effect": [[], [], [[7, "-0.020"]], [[12, "-0.400"], [7, "-0.390"]], []],
+        "act_quantile": [[[], [[7, "50.0%"]], [[7, "99.9%"], [12, "98.0%"]], [[12, "75.0%"]], []]],
+        "act_size": [[[], [[7, "0.500"]], [[12, "2.000"], [7, "2.000"]], [[7, "1.000"]], []]],
+        "loss_effect": [[[], [], [[7, "-0.020"]], [[12, "-0.400"], [7, "-0.390"]], []]],
     }
     layout = make_layout([["Prompt", "ActsHistogram", "LogitsTable", "Sequences"]], "stack-all")
     layout["columns"][0]["width"] = 450
-    head_prompt = {"tokens": prompt["t"], "position": 2, "metric": "act_quantile", "scores": scores}
-    head = make_head(view="prompt", layout=layout, prompt=head_prompt)
-    return head, [(7, make_feature(prompt=prompt)), (12, make_feature(4.0, prompt=prompt)), (40, dead_feature())]
+    each = [{"tokens": prompt["t"], "position": 2, "scores": scores}]
+    head = make_head(
+        view="prompt", layout=layout, prompts={"metric": "act_quantile", "scopes": ["all features"], "each": each}
+    )
+    return head, [(7, make_feature(prompts=[prompt])), (12, make_feature(4.0, prompts=[prompt])), (40, dead_feature())]

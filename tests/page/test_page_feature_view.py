@@ -145,7 +145,7 @@ def test_tooltip_by_pointer_and_by_focus(page: Page, way: str) -> None:
     assert "helps" in base.inner_text()
     assert "hurts" in chat.inner_text()
     moved = base.locator("tr").evaluate_all("rows => rows.map(r => [...r.cells].map(c => c.textContent))")
-    assert moved == [[" mat", "+0.310"], [" dog", "+0.200"], ["The", "−0.250"]]
+    assert moved == [[" mat", "+0.31"], [" dog", "+0.20"], ["The", "−0.25"]]
     assert newline.get_attribute("aria-describedby") == "tip"
     page.keyboard.press("Escape")
     expect(tip).to_be_hidden()

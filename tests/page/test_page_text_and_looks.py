@@ -32,7 +32,12 @@ def units(text: str) -> list[int]:
 def page_of_words(words: list[str]) -> tuple[dict[str, Any], list[tuple[int, Any]]]:
     """A page whose words stand in every place that shows text from the data."""
     n = len(words)
-    effect = make_effect(n) | {"up": [[[i, 0.1]] for i in range(n)], "down": [[[i, -0.1]] for i in range(n)]}
+    effect = make_effect(n) | {
+        "up_ids": [[i] for i in range(n)],
+        "up": [[0.1]] * n,
+        "down_ids": [[i] for i in range(n)],
+        "down": [[-0.1]] * n,
+    }
     tokens = list(range(n))
     sequence = {"t": tokens, "a": [1.0] * n, "bold": 0, "row": 1, "pos": 2, "e": [effect, effect]}
     group = {"title": words[0], "low": None, "high": None, "share": None, "sequences": [sequence]}

@@ -16,7 +16,8 @@ const inflated = new Map();
 /** What the index knows of a feature: {id, label, density, max, class}. */
 const record = (id) => {
   const place = PLACE.get(id);
-  return Object.fromEntries(Object.entries(HEAD.features).map(([name, column]) => [name, column[place]]));
+  const { label, density, max, class: kind } = HEAD.features;
+  return { id, label: label[place], density: density[place], max: max[place], class: kind[place] };
 };
 
 /** The feature's tag, as soon as the file has been read that far. */
@@ -36,9 +37,69 @@ const inflate = async (text) => {
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
 };
 
+/** A column of numbers, see pack.py. */
+const numbers = ([places, whole]) => whole.map((x) => x / 10 ** places);
+
+/** Tokens raised or lowered at each token: null, or pairs of token and change. */
+const movedPairs = ({ n, of, id, v, rest }) => {
+  const firsts = numbers(v);
+  let [at, first, other] = [0, 0, 0];
+  return n.map((length) => {
+    if (!length) return null;
+    const head = firsts[first++];
+    return Array.from({ length }, (_, i) => [of[id[at++]], i ? (head * rest[other++]) / 100 : head]);
+  });
+};
+
+/** One model's effects along all tokens. */
+const effectColumns = (effect, tokens) => {
+  const logits = numbers(effect.logit);
+  const own = new Map();
+  for (const token of tokens) if (!own.has(token)) own.set(token, logits[own.size]);
+  return {
+    loss: numbers(effect.loss), logit: tokens.map((token) => own.get(token)),
+    p: (effect.p ?? []).map((p) => (p < 0 ? null : p / 1000)), up: movedPairs(effect.up), down: movedPairs(effect.down),
+  };
+};
+
+/** Each source's share at each token, from those of the tokens that fire. */
+const shareColumns = (sources, acts) =>
+  sources.map((column) => {
+    const shares = numbers(column);
+    let at = 0;
+    return acts.map((act) => (act ? shares[at++] : 0));
+  });
+
+/** Sequences out of their columns, see contract.py, TokenSequence. */
+const unpack = (packed) => {
+  if (!packed) return [];
+  const acts = numbers(packed.a);
+  const effects = packed.e.map((effect) => effectColumns(effect, packed.t));
+  const shares = shareColumns(packed.s ?? [], packed.a[1]);
+  let end = 0;
+  return packed.n.map((length, i) => {
+    const start = end;
+    end += length;
+    const cut = (column) => column.slice(start, end);
+    return {
+      t: cut(packed.t), a: cut(acts), bold: packed.bold[i], row: packed.row[i], pos: packed.pos[i], doc: packed.doc[i],
+      e: effects.map((effect) => Object.fromEntries(Object.entries(effect).map(([name, column]) => [name, cut(column)]))),
+      s: shares.map(cut),
+    };
+  });
+};
+
+/** A feature as it is written -> contract.py, FeaturePayload. */
+const unpackFeature = (packed) => {
+  const examples = unpack(packed.examples);
+  let end = 0;
+  const groups = packed.groups.map(({ n, ...group }) => ({ ...group, sequences: examples.slice(end, (end += n)) }));
+  return { ...packed, groups, prompts: unpack(packed.prompts) };
+};
+
 /** A feature's data, see contract.py, FeaturePayload. The ones seen last are kept. */
 const payload = async (id) => {
-  const data = inflated.get(id) ?? (await inflate((await payloadTag(id)).textContent));
+  const data = inflated.get(id) ?? unpackFeature(await inflate((await payloadTag(id)).textContent));
   inflated.delete(id);
   inflated.set(id, data);
   if (inflated.size > KEPT) inflated.delete(inflated.keys().next().value);
@@ -49,11 +110,11 @@ const payload = async (id) => {
  * All that the panels of one shown feature share. `listeners` are called with the token under the pointer or focus,
  * or null; `cells` are the token elements; shades are relative to `maxAct` and `maxLoss` (one a model).
  */
-const makeContext = (id, data) => {
-  const all = data.groups.flatMap((group) => group.sequences).concat(data.prompt ?? []);
+const makeContext = (id, data, prompt = null) => {
+  const all = data.groups.flatMap((group) => group.sequences).concat(data.prompts[prompt] ?? []);
   const losses = (model) => all.flatMap((seq) => seq.e[model]?.loss ?? []).map(Math.abs);
   return {
-    ...record(id), data, listeners: [], cells: [],
+    ...record(id), data, prompt: data.prompts[prompt], listeners: [], cells: [],
     maxAct: largest(all.flatMap((seq) => seq.a.map(Math.abs))), maxLoss: HEAD.models.map((_, model) => largest(losses(model))),
   };
 };

@@ -42,6 +42,9 @@ const num = (x, digits = 3) => {
 /** The same with its sign always shown. */
 const signed = (x, digits = 3) => (x > 0 ? "+" : "") + num(x, digits);
 
+/** To two significant digits, which is what changes of log-probability are written with: +0.31, −0.025. */
+const signed2 = (x) => (x > 0 ? "+" : "") + minus(Math.abs(x) < 1e-3 ? x.toExponential(0) : x.toPrecision(2));
+
 /** A share as a percentage: 59.094%, 0.0021%. */
 const percent = (x, digits = 3) => {
   if (x == null) return "–";

@@ -52,8 +52,8 @@ const featureArticle = (ctx, under, height) => {
 };
 
 /** Read a feature and make its article -> {ctx, node}; if that fails, the node says why. */
-const readArticle = (id, make) =>
-  payload(id).then((data) => make(makeContext(id, data))).catch((error) => ({ node: brokenArticle(id, error) }));
+const readArticle = (id, make, prompt = null) =>
+  payload(id).then((data) => make(makeContext(id, data, prompt))).catch((error) => ({ node: brokenArticle(id, error) }));
 
 /** What is said where a feature cannot be read. */
 const brokenArticle = (id, error) =>

@@ -72,7 +72,7 @@ const sequences = (ctx, config) => {
 };
 
 const promptPanel = (ctx) =>
-  ctx.data.prompt && enterableByTab(panel("Prompt", null, tokenRow(ctx, ctx.data.prompt, "prompt", { wrap: true })));
+  ctx.prompt && enterableByTab(panel("Prompt", null, tokenRow(ctx, ctx.prompt, "prompt", { wrap: true })));
 
 /** Draw the loss effects of the chosen model under a feature's tokens. */
 const drawLoss = (ctx) => {

@@ -9,7 +9,7 @@ let dismissed = null; // the focused element whose tooltip was closed with Esc
 /** A short table of tokens raised or lowered. */
 const movedTokens = (title, pairs) =>
   el("table", el("caption", title),
-    el("tbody", (pairs ?? []).map(([token, change]) => row([chip(token), signed(change)]))));
+    el("tbody", (pairs ?? []).map(([token, change]) => row([chip(token), signed2(change)]))));
 
 /** What the feature does to one model's prediction of a token. */
 const effectPart = (effect, model, at) => {
@@ -35,7 +35,7 @@ const placeOf = ({ row, pos, bold, doc }, at) =>
 /** The tooltip's content for a token. */
 const tokenCard = ({ ctx, seq, at }) => {
   const token = seq.t[at];
-  const place = seq === ctx.data.prompt ? `position ${at}` : placeOf(seq, at);
+  const place = seq === ctx.prompt ? `position ${at}` : placeOf(seq, at);
   const effects = seq.e.map((effect, model) => effectPart(effect, model, at)).filter(Boolean);
   return [
     el("div.title", chip(token, { data: { field: "text" } }),

@@ -1,0 +1,120 @@
+"""Sequences in columns: how a feature's examples are written into the page, at a third of the room of one by one.
+
+All tokens of all sequences stand in one list, and so do all activations, losses and so on; the lengths of the sequences
+say where one ends. A column of numbers is `[places, whole numbers]`: the numbers times 10 ** places, rounded. `places`
+is chosen for the column's largest number, so that what the page prints of it is right, and small numbers are short.
+Of the tokens a feature raises, the first value of a token's list is written so and the others as percentages of it:
+taking a feature away moves the same tokens nearly in proportion wherever it fires. `viewer/data.js` undoes all of this.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+# Digits of a column's largest number, beyond which numbers are rounded.
+ACT_DIGITS, LOSS_DIGITS, LOGIT_DIGITS, MOVED_DIGITS, P_DIGITS, SHARE_DIGITS = 5, 4, 4, 3, 3, 2
+Packed = dict[str, Any]
+
+
+def pack(feature: Mapping[str, Any]) -> Packed:
+    """-> the feature as it is written: `contract.FeaturePayload` with its sequences in columns."""
+    groups = feature["groups"]
+    packed = {name: value for name, value in feature.items() if value is not None}
+    packed["groups"] = [
+        {name: value for name, value in group.items() if name != "sequences"} | {"n": len(group["sequences"])}
+        for group in groups
+    ]
+    packed["examples"] = columns([sequence for group in groups for sequence in group["sequences"]])
+    if feature["prompts"] is not None:
+        packed["prompts"] = columns(feature["prompts"])
+    return packed
+
+
+def columns(sequences: Sequence[Mapping[str, Any]]) -> Packed:
+    """All sequences in columns; whole ones that hold nothing are left out."""
+    tokens = flat(sequence["t"] for sequence in sequences)
+    acts = np.array(flat(sequence["a"] for sequence in sequences), dtype=float)
+    packed: Packed = {"n": [len(sequence["t"]) for sequence in sequences], "t": tokens, "a": scaled(acts, ACT_DIGITS)}
+    for name in ("bold", "row", "pos", "doc"):
+        packed[name] = [sequence.get(name) for sequence in sequences]
+    first = first_places(tokens)
+    n_models = max((len(sequence["e"]) for sequence in sequences), default=0)
+    packed["e"] = [_effects([sequence["e"][m] for sequence in sequences], first) for m in range(n_models)]
+    n_sources = max((len(sequence.get("s", ())) for sequence in sequences), default=0)
+    if n_sources:  # where the feature is silent nothing drives it
+        fires = acts.nonzero()[0]
+        packed["s"] = [
+            fixed(np.array(flat(sequence["s"][s] for sequence in sequences))[fires], SHARE_DIGITS)
+            for s in range(n_sources)
+        ]
+    return packed
+
+
+def _effects(effects: Sequence[Mapping[str, Any]], first: Sequence[int]) -> Packed:
+    """One model's effects along all sequences. `first`: places of the tokens that have a direct logit of their own."""
+    logits = np.array(flat(effect["logit"] for effect in effects), dtype=float)
+    packed = {
+        "loss": scaled(np.array(flat(effect["loss"] for effect in effects), dtype=float), LOSS_DIGITS),
+        "logit": scaled(logits[first], LOGIT_DIGITS),
+    }
+    chances = flat(effect.get("p") or () for effect in effects)
+    known = [p for p in chances if p is not None]
+    if known:
+        packed["p"] = [-1 if p is None else round(p * 10**P_DIGITS) for p in chances]
+    for side in ("up", "down"):
+        lists = list(chain.from_iterable(effect[side] for effect in effects))
+        ids = list(chain.from_iterable(chain.from_iterable(effect[f"{side}_ids"] for effect in effects)))
+        packed[side] = _moved(lists, ids)
+    return packed
+
+
+def _moved(lists: Sequence[Sequence[float]], ids: Sequence[int]) -> Packed:
+    """Tokens raised, or lowered, at each token, an empty list at most of them. The ids are numbered by how often each
+    occurs: a feature moves the same few tokens nearly everywhere."""
+    lengths = np.fromiter(map(len, lists), int, len(lists))
+    values = np.fromiter(chain.from_iterable(lists), float, len(ids))
+    table, code, counts = np.unique(np.array(ids, dtype=int), return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    some = lengths[lengths > 0]
+    heads = np.cumsum(some) - some
+    places, whole = scaled(values[heads], MOVED_DIGITS)
+    # percentages of what is written, so that rounding the first does not move the others
+    written = np.array(whole, dtype=float) / 10.0**places
+    rests = np.ones(len(values), dtype=bool)
+    rests[heads] = False
+    percent = np.round(100 * values / np.where(written == 0, 1, written).repeat(some))[rests]
+    return {
+        "n": lengths.tolist(), "of": table[order].tolist(), "id": rank[code].tolist(), "v": [places, whole],
+        "rest": percent.astype(int).tolist(),
+    }  # fmt: skip
+
+
+def first_places(tokens: Sequence[int]) -> list[int]:
+    """Where each distinct token stands first, in that order: its direct logit is written once."""
+    seen: dict[int, int] = {}
+    for place, token in enumerate(tokens):
+        seen.setdefault(token, place)
+    return list(seen.values())
+
+
+def scaled(values: np.ndarray, digits: int) -> list:
+    """-> [places, whole numbers], the largest of them with about so many digits."""
+    most = np.abs(values).max() if len(values) else 0.0
+    if not np.isfinite(most):
+        raise ValueError(f"sequences hold {most}, not a finite number")
+    if most == 0:
+        return [0, [0] * len(values)]
+    return fixed(values, int(digits - 1 - np.floor(np.log10(most))))
+
+
+def fixed(values: np.ndarray, places: int) -> list:
+    """-> [places, whole numbers]."""
+    return [places, np.round(values * 10.0**places).astype(np.int64).tolist()]
+
+
+def flat(lists: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(chain.from_iterable(lists))
