@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from crossvis_tl.formats import load_dictionary
     from crossvis_tl.hooks import Hook, discover_hook_point_for_layer, find_hook, hook_table
     from crossvis_tl.inspection import inspect
+    from crossvis_tl.layouts import (
+        Column,
+        DecoderCosineConfig,
+        DecoderNormsConfig,
+        FeatureMapConfig,
+        SaeVisConfig,
+        SaeVisLayoutConfig,
+        SequencesConfig,
+        SiteLogitsConfig,
+        SourceAttributionConfig,
+    )
     from crossvis_tl.models import load_model
     from crossvis_tl.store import open_store
     from crossvis_tl.tokens import load_tokens
@@ -23,12 +34,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Column",
     "CrossvisWarning",
+    "DecoderCosineConfig",
+    "DecoderNormsConfig",
     "Dictionary",
     "FeatureActs",
+    "FeatureMapConfig",
     "Hook",
     "ModelMismatchError",
+    "SaeVisConfig",
     "SaeVisData",
+    "SaeVisLayoutConfig",
+    "SequencesConfig",
+    "SiteLogitsConfig",
+    "SourceAttributionConfig",
     "attach",
     "calibrate",
     "discover_hook_point_for_layer",
@@ -45,12 +65,21 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Column": "layouts",
     "CrossvisWarning": "errors",
+    "DecoderCosineConfig": "layouts",
+    "DecoderNormsConfig": "layouts",
     "Dictionary": "dictionary",
     "FeatureActs": "feature_acts",
+    "FeatureMapConfig": "layouts",
     "Hook": "hooks",
     "ModelMismatchError": "errors",
+    "SaeVisConfig": "layouts",
     "SaeVisData": "vis_data",
+    "SaeVisLayoutConfig": "layouts",
+    "SequencesConfig": "layouts",
+    "SiteLogitsConfig": "layouts",
+    "SourceAttributionConfig": "layouts",
     "attach": "adapter",
     "calibrate": "calibration",
     "discover_hook_point_for_layer": "hooks",

@@ -46,18 +46,20 @@ class Pairs:
 @dataclass(frozen=True)
 class Changes:
     """By pair. `loss`: change in nats of the loss on the token that follows, negative where the feature helps. `up`,
-    `down`: ids and log-probability changes of the k most raised and most lowered tokens, [pairs, k]."""
+    `down`: ids and log-probability changes of the k most raised and most lowered tokens, [pairs, k]. `p`: the
+    probability of the token that follows, the feature in its place."""
 
     loss: Float[Tensor, " pairs"]
     up_ids: Int[Tensor, "pairs k"]
     up: Float[Tensor, "pairs k"]
     down_ids: Int[Tensor, "pairs k"]
     down: Float[Tensor, "pairs k"]
+    p: Float[Tensor, " pairs"]
 
     @classmethod
     def empty(cls, n: int, k: int) -> "Changes":
         ids = torch.zeros(n, k, dtype=torch.int32)
-        return cls(torch.zeros(n), ids, torch.zeros(n, k), ids.clone(), torch.zeros(n, k))
+        return cls(torch.zeros(n), ids, torch.zeros(n, k), ids.clone(), torch.zeros(n, k), torch.zeros(n))
 
     def put(self, at: Tensor, found: "Changes") -> None:
         """Writes what was found of the pairs `at`."""
@@ -151,7 +153,8 @@ def _ablate(
     followed = drop.gather(-1, pairs.following[:, None])[:, 0]
     grows = _log_mean_exp(drop, tokens, place, lowest[:, 0], highest[:, 0])
     up, down = grows[:, None] - lowest, grows[:, None] - highest
-    return Changes(followed - grows, up_ids[:, :k], up[:, :k], down_ids[:, :k], down[:, :k])
+    p = tokens.probabilities[place, pairs.following]
+    return Changes(followed - grows, up_ids[:, :k], up[:, :k], down_ids[:, :k], down[:, :k], p)
 
 
 def _combined(

@@ -2,19 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_vis.data_config_classes import SaeVisConfig
 from torch import Tensor
 
+from crossvis_tl.build import Showing
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.effects import Effect, check_effect
 from crossvis_tl.encoders import as_dictionary
 from crossvis_tl.errors import feature_numbers, short_list
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fingerprints import dictionary_fingerprint, model_fingerprint, tokens_fingerprint
+from crossvis_tl.layouts import SaeVisConfig as OurConfig
+from crossvis_tl.layouts import resolved
 from crossvis_tl.manifest import replacements_from_json
+from crossvis_tl.masking import Masking
 from crossvis_tl.models import load_models
 from crossvis_tl.store import open_store
 from crossvis_tl.tokens import check_tokens
@@ -69,7 +75,7 @@ def joined(hooks: Sequence[Sequence[str | None]]) -> str:
 # The least that fields of sae_vis' component configs can be.
 LEAST = {
     "n_rows": 0, "n_bins": 1, "n_quantiles": 0, "top_acts_group_size": 0, "quantile_group_size": 0,
-    "top_logits_hoverdata": 0,
+    "top_logits_hoverdata": 0, "random_group_size": 0, "least": 0,
 }  # fmt: skip
 
 
@@ -95,9 +101,26 @@ def checked(cfg: SaeVisConfig) -> SaeVisConfig:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"cfg.{name} is {value!r}; expected a whole number of at least 1, or None for no bound")
     for layout in (cfg.feature_centric_layout, cfg.prompt_centric_layout):
-        for component in (part for column in layout.columns.values() for part in column):
-            _check_component(component)
+        if layout is not None:  # None: the kind's own
+            for component in (part for column in layout.columns.values() for part in column):
+                _check_component(component)
     return cfg
+
+
+def for_dictionary(cfg: SaeVisConfig, dictionary: Dictionary) -> SaeVisConfig:
+    """The config with the layouts that this dictionary is shown in."""
+    return resolved(cfg, dictionary.kind, dictionary.n_models, len(dictionary.sources), len(dictionary.targets))
+
+
+def check_prompt_layout(cfg: SaeVisConfig) -> None:
+    """ValueError where the prompts' pages would need more than was made for the features'."""
+    made, wanted = cfg.feature_centric_layout.components, cfg.prompt_centric_layout.components
+    for name, component in wanted.items():
+        if name in made and not component.data_is_contained_in(made[name]):
+            raise ValueError(
+                f"the prompt-centric layout's {component} needs more than the feature-centric layout's {made[name]}, "
+                "which says what is gathered: give both the same number of bins, and it no more rows or examples"
+            )
 
 
 def _check_component(component: Any) -> None:
@@ -112,6 +135,37 @@ def _check_component(component: Any) -> None:
         raise ValueError(f"{name}.buffer is {buffer!r}; expected how many tokens before and after, such as (5, 5)")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How dashboards are made, beside what sae_vis' config says: see `SaeVisData.create`."""
+
+    masking: Masking
+    masked_tokens: Sequence[int | str]
+    masked_positions: Sequence[int]
+    effect: Effect
+    latent_scaling: bool
+    per_document: int | None
+    distinct: bool
+
+    @property
+    def showing(self) -> Showing:
+        return Showing(self.effect, self.per_document, self.distinct)
+
+
+def asked(cfg: SaeVisConfig, **given: Any) -> Asked:
+    """What was given, else what a config of ours says, else the default. None and ... are not given. ValueError for
+    what cannot be meant."""
+    values = {}
+    for name in (f.name for f in fields(Asked)):
+        value = given.get(name, ...)
+        absent = value is ... or (value is None and name != "per_document")  # where None means any number
+        values[name] = getattr(cfg, name, getattr(OurConfig, name)) if absent else value
+    how = Asked(**values)
+    check_effect(how.effect)
+    check_per_document(how.per_document)
+    return how
+
+
 def check_per_document(per_document: int | None) -> None:
     good = per_document is None or (type(per_document) is int and per_document > 0)
     if not good:
@@ -123,7 +177,8 @@ def worth_keeping(capture: Capture, cfg: SaeVisConfig, n_rows: int, n_features: 
     seq_cfg = cfg.feature_centric_layout.seq_cfg
     if seq_cfg is None:
         return False
-    examples = n_features * (seq_cfg.top_acts_group_size + seq_cfg.n_quantiles * seq_cfg.quantile_group_size)
+    examples = seq_cfg.top_acts_group_size + seq_cfg.n_quantiles * seq_cfg.quantile_group_size
+    examples = n_features * (examples + getattr(seq_cfg, "random_group_size", 0))
     shown = 1 - math.exp(-examples / n_rows)  # the share of rows that examples fall into
     needed, layers = capture.layers_needed()
     return shown * layers >= layers - needed

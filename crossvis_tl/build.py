@@ -2,13 +2,14 @@
 
 import gc
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sae_vis.data_config_classes import SaeVisConfig, SequencesConfig
 from sae_vis.data_storing_fns import FeatureData, FeatureTablesData, LogitsTableData
 from sae_vis.utils_fns import FeatureStatistics
@@ -25,13 +26,18 @@ from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.full_effects import full_effects
 from crossvis_tl.geometry import decoder_vectors, site_geometry
 from crossvis_tl.latent_scaling import LatentScaling, latent_scaling
-from crossvis_tl.panels import FeaturePanels, ModelLogits, ShownSequence
+from crossvis_tl.lens import site_lenses
+from crossvis_tl.panels import FeaturePanels, ModelLogits, ShownSequence, SiteLens
 from crossvis_tl.sequences import Effects, Windows, build_sequences, windows
 
 NOT_WRITTEN = (
     "The sites this feature writes to do not add to the residual stream, so it has no direct effect on logits."
 )
 NOT_GATHERED = "Not gathered: these dashboards were made without the model, which effects on logits need."
+
+
+# Tokens by which a feature is found on a page.
+FIRED_TOKENS = 8
 
 
 @dataclass
@@ -83,7 +89,8 @@ def build(
                 built.panels[feature] = FeaturePanels(
                     dictionary.label(feature), stats.frac_nonzero[i], stats.max[i],
                     statistics.density_interval(counts, acts.n_counted), made.logits_note,
-                    scaling[i] if scaling else None, geometry[i], made.logits, made.sequences, made.bounds,
+                    scaling[i] if scaling else None, geometry[i], made.logits, made.sequences, made.bounds, made.lens,
+                    made.attribution, made.tokens, dictionary.layer(feature),
                 )  # fmt: skip
                 bar.update()
     return built
@@ -111,6 +118,9 @@ class _Made:
     logits_note: str | None = None
     sequences: list[list[ShownSequence]] = field(default_factory=list)
     bounds: list[tuple[float, float, float] | None] = field(default_factory=list)
+    lens: list[SiteLens | None] = field(default_factory=list)
+    attribution: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
 
 
 def _some(acts: FeatureActs, cfg: SaeVisConfig, showing: Showing, capture: Capture | None) -> Iterator[_Made]:
@@ -120,15 +130,17 @@ def _some(acts: FeatureActs, cfg: SaeVisConfig, showing: Showing, capture: Captu
     how = Writers({}, {}) if capture is None else writers(capture, acts.features)
     direct = {m: how.direct(m, cfg.minibatch_size_features or len(acts.features)) for m in how.written}
     plan = _plan(acts, seq_cfg, cfg.seed, showing) if seq_cfg else None
+    driven = bool(acts.manifest.attributed) and getattr(layout, "attribution_cfg", None) is not None
     effects: list[dict[int, list[Effects]]] = [{} for _ in acts.features]
     if plan is not None and seq_cfg is not None and capture is not None and showing.effect != "none" and direct:
         arguments = (capture, acts, how, direct, [shown for _, shown in plan], seq_cfg.top_logits_hoverdata)
         made = direct_effects if showing.effect == "direct" else full_effects
         effects = made(*arguments, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose)
+    lenses = _lenses(acts, cfg, capture)
     note = NOT_GATHERED if capture is None else None if direct else NOT_WRITTEN
     for block in acts.blocks():
-        for i, _, values in block.each():
-            one = _Made(logits_note=note)
+        for i, where, values in block.each():
+            one = _Made(logits_note=note, lens=lenses[i])
             vectors = {m: part[i] for m, part in direct.items()}
             if layout.act_hist_cfg is not None:
                 one.data.acts_histogram_data = statistics.acts_histogram(
@@ -137,11 +149,38 @@ def _some(acts: FeatureActs, cfg: SaeVisConfig, showing: Showing, capture: Captu
             _fill_logits(one, vectors, cfg)
             if plan is not None:
                 groups, shown = plan[i]
+                shares = shown.along(where, acts.shares(i)) if driven else None
                 one.data.sequence_data, one.sequences = build_sequences(
-                    groups, shown, acts.tokens, acts.mask, effects[i], vectors
+                    groups, shown, acts.tokens, acts.mask, effects[i], vectors, shares
                 )
                 one.bounds = [_bounds(group) for group in groups]
+                one.attribution = _attribution(groups, shown, shares)
+                one.tokens = fired_tokens(acts.tokens, groups)
             yield one
+
+
+def _lenses(acts: FeatureActs, cfg: SaeVisConfig, capture: Capture | None) -> list[list[SiteLens | None]]:
+    asked = getattr(cfg.feature_centric_layout, "site_logits_cfg", None)
+    if asked is None or capture is None:
+        return [[] for _ in acts.features]
+    return site_lenses(capture, acts.features, asked.n_rows, cfg.minibatch_size_features or len(acts.features))
+
+
+def _attribution(groups: list[Group], shown: Windows, shares: Tensor | None) -> list[float]:
+    """Of the top examples' own tokens together."""
+    n_top = len(groups[0].positions) if groups else 0
+    if shares is None or not n_top:
+        return []
+    weights = shown.acts[:n_top, shown.bold].abs()
+    mean = (shares[:n_top, shown.bold] * weights[:, None]).sum(0) / weights.sum()
+    return [round(share, 3) for share in mean.tolist()]
+
+
+def fired_tokens(tokens: Int[Tensor, "rows positions"], groups: list[Group]) -> list[int]:
+    """Ids of the tokens that the strongest examples fire on, the most frequent first: what a feature is found by."""
+    if not groups:
+        return []
+    return [token for token, _ in Counter(tokens.flatten()[groups[0].positions].tolist()).most_common(FIRED_TOKENS)]
 
 
 def _scaling(acts: FeatureActs) -> list[LatentScaling] | None:

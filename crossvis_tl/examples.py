@@ -87,8 +87,9 @@ def choose(
     generator: torch.Generator,
     picker: Picker,
 ) -> list[Group]:
-    """The groups of one feature, top activations first; none for a feature that never fired. One that also fires below
-    zero has a last group of its lowest activations."""
+    """The groups of one feature, top activations first; none for a feature that never fired. A random sample of all
+    tokens it fires on follows the intervals if `cfg` (`layouts.SequencesConfig`) asks for one. A feature that also
+    fires below zero has a last group of its lowest activations."""
     if not len(values):
         return []
     highest, lowest = float(values.max()), float(values.min())
@@ -106,6 +107,11 @@ def choose(
         share = len(inside) / max(n_counted, 1)
         title = f"INTERVAL {low:.3f} - {high:.3f}<br>CONTAINS {share:.3%}"
         groups.append(Group(title, where[picked], low, high, share))
+    n_random = getattr(cfg, "random_group_size", 0)
+    if n_random:  # after the intervals, whose samples are then the same with it and without
+        drawn = torch.randperm(len(values), generator=generator)
+        picked = drawn[picker.pick(where[drawn], n_random)]
+        groups.append(Group("RANDOM ACTIVATIONS", where[picked[values[picked].argsort(descending=True)]]))
     if lowest < 0:
         bottom = _extreme(where, -values, cfg.top_acts_group_size, picker)
         groups.append(Group(f"LOWEST ACTIVATIONS<br>MIN = {lowest:.3f}", bottom))

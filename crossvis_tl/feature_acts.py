@@ -141,6 +141,15 @@ class FeatureActs:
         block = self.block(index, index + 1)
         return block.where, block.values
 
+    def shares(self, index: int) -> Float[Tensor, "fired sources"]:
+        """Each source's share of the pre-activation (`attribution`), in the order of `of(index)`; [fired, 0] where that
+        was not gathered. ValueError where a file from elsewhere holds numbers that are not finite."""
+        column = self.columns[index : index + 1]
+        found = torch.cat([part.shares[_entries(part, column)] for part in self.parts]).float()
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError(f"a part of the store in {self.folder} is damaged: it holds shares that are not finite")
+        return found
+
     def strengths(self) -> Float[Tensor, " selected"]:
         """Largest magnitude of each selected feature's activations, 0 where it never fired."""
         found = [

@@ -161,8 +161,10 @@ def _taker(contribution: Float[Tensor, "rows width"], at: Int[Tensor, " rows"]) 
 def _changes(unembed: Unembedding, with_it: Tensor, without: Tensor, following: Tensor, k: int) -> Changes:
     device = unembed.W.device
     before, after = unembed.logits(with_it.to(device)), unembed.logits(without.to(device))
-    change = before.log_softmax(-1) - after.log_softmax(-1)
+    given = before.log_softmax(-1)
+    change = given - after.log_softmax(-1)
     k = min(k, change.shape[-1])
     (up_ids, up), (down_ids, down) = (extremes(change, k, largest=largest) for largest in (True, False))
-    loss = -change.gather(-1, following.to(device)[:, None])[:, 0]
-    return Changes(loss.cpu(), up_ids.cpu(), up.cpu(), down_ids.cpu(), down.cpu())
+    followed = following.to(device)[:, None]
+    loss, p = -change.gather(-1, followed)[:, 0], given.gather(-1, followed)[:, 0].exp()
+    return Changes(loss.cpu(), up_ids.cpu(), up.cpu(), down_ids.cpu(), down.cpu(), p.cpu())

@@ -7,6 +7,7 @@ that is stopped goes on at the last part that is whole, and ends equal to one th
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from crossvis_tl.attribution import Attribution, driving_sources
 from crossvis_tl.capture import Capture, Captured
 from crossvis_tl.diagnosis import diagnose
 from crossvis_tl.dictionary import Site
@@ -63,6 +65,7 @@ def gather(  # noqa: PLR0913
     progress: bool = False,
     latent_scaling: bool = False,
     neurons: bool = True,
+    attribution: bool = True,
     out: str | Path | None = None,
     memory_budget: int = MEMORY_BUDGET,
     origin: Mapping[str, Any] | None = None,
@@ -72,7 +75,8 @@ def gather(  # noqa: PLR0913
     `features`: numbers of the features to keep, None for all. `rows_per_batch`: sequences a forward pass, None for all
     of them; fewer where memory does not suffice. `keep_final`: run the models to the end and keep their final residual
     streams if they fit in memory, so that logit effects need no second pass. `latent_scaling`: also what it needs.
-    `neurons`: also what correlates features with the sources' dimensions.
+    `neurons`: also what correlates features with the sources' dimensions. `attribution`: also which source drives each
+    activation of a feature that reads several.
     `out`: a folder to keep everything in; one that holds the beginning of this gathering is gone on with. `origin`:
     where things came from, to be written down. ValueError when a feature is out of range or `out` holds another
     gathering.
@@ -82,6 +86,8 @@ def gather(  # noqa: PLR0913
     numbers = torch.tensor(chosen, dtype=torch.long)
     sums = Sums(capture.dictionary, numbers, latent_scaling=latent_scaling, neurons=neurons)
     manifest = _manifest(capture, tokens, mask, numbers, rows_per_batch, latent_scaling, origin or {})
+    if attribution:
+        manifest = replace(manifest, attributed=driving_sources(capture.dictionary, len(chosen)))
     store = None if out is None else Store(Path(out), manifest, tokens, mask, numbers)
     run = _Pass(capture, tokens, mask, numbers, sums, manifest if store is None else store.manifest)
     width = sum(model.cfg.d_model for model in capture.models)
@@ -116,7 +122,7 @@ def _manifest(
         n_features=dictionary.n_features, mask=mask_fingerprint(mask), mask_how=mask.how,
         masked=[list(one) for one in mask.masked],
         replacements=replacements_as_json(capture.replacements), latent_scaling=latent_scaling,
-        scaled=list(capture.scaled),
+        scaled=list(capture.scaled), attributed=0,
         settings={"rows_per_batch": rows, "rows_per_part": max(rows, part_tokens // tokens.shape[1])},
         labels={"sites": labels.sites, "groups": [list(group) for group in labels.groups]},
         hooks=[[site.hook for site in sites] for sites in (dictionary.sources, dictionary.targets)],
@@ -201,6 +207,7 @@ class _Pass:
         dictionary = capture.dictionary
         self.place = torch.full((dictionary.n_features,), -1, dtype=torch.long, device=dictionary.device)
         self.place[features.to(dictionary.device)] = torch.arange(len(features), device=dictionary.device)
+        self.attribution = Attribution(dictionary, features) if manifest.attributed else None
         self.row, self.at_a_time = 0, manifest.settings["rows_per_batch"]
         self.keep_final = False
         self.final: list[list[Tensor]] = [[] for _ in capture.models]
@@ -212,7 +219,7 @@ class _Pass:
 
     def parts(self, bar: Any) -> Iterator[Part]:
         while self.row < len(self.tokens):
-            builder = PartBuilder(len(self.features))
+            builder = PartBuilder(len(self.features), n_sources=self.manifest.attributed)
             end = min(self.row + self.manifest.settings["rows_per_part"], len(self.tokens))
             while self.row < end and builder.n_fired < PART_ACTS:
                 done = self._batch(builder, end)
@@ -264,7 +271,8 @@ class _Pass:
         self._check_finite(self.capture.dictionary.targets, targets)
         fired = self._fired(acts)
         self.sums.add(acts, fired, sources, targets)
-        builder.add(fired, at + first)
+        shares = self.attribution and self.attribution.shares(sources, fired.columns, fired.tokens)
+        builder.add(fired, at + first, shares)
 
     def _check_finite(self, sites: Sequence[Site], activations: Sequence[Tensor]) -> None:
         for site, x in zip(sites, activations, strict=True):

@@ -106,7 +106,7 @@ def residual_written(
         how = {t: how[t] for t in [max(stream, key=lambda t: how[t].order)]}
     elif any(write.kind == "none" for write in how.values()):
         return None
-    parts = [_written_at(dictionary, features, t, write, model) for t, write in how.items()]
+    parts = [written_at(dictionary, features, t, write, model) for t, write in how.items()]
     plain = [part for part in parts if part.gate is None and part.scaled is None]
     others = [part for part in parts if part.gate is not None or part.scaled is not None]
     if plain:
@@ -117,9 +117,10 @@ def residual_written(
     return Written(first.direction, first.base, first.gate, first.scaled, tuple(others[1:]))
 
 
-def _written_at(
+def written_at(
     dictionary: Dictionary, features: Tensor, target: int, write: ResidualWrite, model: "HookedTransformer"
 ) -> Written:
+    """What features add to the final residual stream by way of one target alone. `write`: `Capture.writes[target]`."""
     direct = write.kind == "residual"
     direction, base = dictionary.decoder(features, target), dictionary.base(features, target)
     return Written(

@@ -9,7 +9,7 @@ from typing import Any
 from crossvis_tl.dictionary import Dictionary, Site
 from crossvis_tl.files import read_json, write_whole
 
-FORMAT, VERSION = "crossvis_tl feature activations", 1
+FORMAT, VERSION = "crossvis_tl feature activations", 2
 NAME = "manifest.json"
 
 
@@ -17,6 +17,7 @@ NAME = "manifest.json"
 class Manifest:
     """`dictionary`, `tokens`, `features`, `models`, `mask`: fingerprints. `mask_how`, `masked`: as `Mask`.
     `dictionary_name`, `model_names`: for people. `hooks`: those read, and those written. `scaled`: as `Capture.scaled`.
+    `attributed`: of how many sources each activation's shares are kept, 0 for none.
     `settings`: how the tokens were taken, so that going on takes them the same way. `labels`: `FidelityLabels` as a
     dict. `origin`: where dictionary and models were loaded from, if known. `causes`, `notes`: what `diagnose` found."""
 
@@ -33,6 +34,7 @@ class Manifest:
     replacements: dict[str, dict[str, int]]
     latent_scaling: bool
     scaled: list[int]
+    attributed: int
     settings: dict[str, int]
     labels: dict[str, Any]
     hooks: list[list[str | None]]
@@ -189,6 +191,8 @@ def _problem(content: Mapping[str, Any]) -> str | None:
         return f"'replacements' is {content['replacements']!r}"
     if not set(content["scaled"]) <= set(range(len(content["labels"]["sites"]))):
         return f"'scaled' is {content['scaled']!r}"
+    if not 0 <= content["attributed"] <= len(content["hooks"][0]):
+        return f"'attributed' is {content['attributed']!r}"
     if sum(size for _, size in content["labels"]["groups"]) != content["n_features"]:
         return "its groups do not hold as many features as it says"
     unknown = set(content) - {field_.name for field_ in fields(Manifest)}

@@ -9,14 +9,19 @@ from crossvis_tl.page import render_page
 from crossvis_tl.page_data import feature_page
 
 if TYPE_CHECKING:
-    from crossvis_tl.vis_data import SaeVisData
+    from crossvis_tl.dashboards import Dashboards
 
 # Larger pages make a notebook slow to open and save; they go to a file.
 LARGEST_INLINE = 10 * 2**20
 
 
-def show(data: "SaeVisData", feature_idx: int | None, height: int) -> None:
-    """Displays the page in the output of the running cell; above 10 MiB saves it and says where.
+# Pixels of a page above the columns of its layout.
+ABOVE_COLUMNS, TALLEST = 260, 1100
+
+
+def show(data: "Dashboards", feature_idx: int | None, height: int | None) -> None:
+    """Displays the page in the output of the running cell; above 10 MiB saves it and says where. `height` in pixels,
+    None for what the layout needs. The frame can be drawn larger by its corner.
 
     RuntimeError outside a notebook's Python.
     """
@@ -26,13 +31,15 @@ def show(data: "SaeVisData", feature_idx: int | None, height: int) -> None:
         raise RuntimeError(
             "show() needs a notebook (IPython is not installed); use save_feature_centric_vis('page.html')"
         ) from error
-    page = render_page(*feature_page(data, feature_idx))
+    head, payloads = feature_page(data, feature_idx)
+    pixels = int(height or min(head["layout"]["height"] + ABOVE_COLUMNS, TALLEST))
+    page = render_page(head, payloads)
     if len(page) > LARGEST_INLINE:
         path = _save(page)
         megabytes = len(page) / 2**20
         display(HTML(html.escape(f"The page is {megabytes:.1f} MiB, too large to show here; it is saved as {path}")))
         return
-    style = f"width:100%;height:{int(height)}px;border:0"
+    style = f"width:100%;height:{pixels}px;border:0;resize:vertical"
     display(
         HTML(f'<iframe srcdoc="{html.escape(page, quote=True)}" style="{style}" title="Feature dashboards"></iframe>')
     )

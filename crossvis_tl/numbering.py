@@ -34,6 +34,13 @@ class Numbered:
         group, index = self.locate(feature)
         return f"{self.groups[group].name}F{index}"
 
+    def layer(self, feature: int) -> int | None:
+        """The layer that a transcoder's feature reads, None where features have none."""
+        if len(self.groups) == 1:
+            return None
+        name = self.groups[self.locate(feature)[0]].name
+        return int(name[1:]) if re.fullmatch(r"L\d+", name) else None
+
     def locate(self, feature: int) -> tuple[int, int]:
         """Feature number -> (group, index in it). A CLT's groups are its layers. ValueError when out of range."""
         self.check_features([feature])

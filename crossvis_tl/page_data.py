@@ -1,29 +1,30 @@
 """From dashboards to what the page draws (`page.contract`): plain numbers, tokens by place in a shared vocabulary."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sae_vis.data_config_classes import SaeVisLayoutConfig
-from sae_vis.data_storing_fns import FeatureData, FeatureTablesData, SequenceData
+from sae_vis.data_storing_fns import FeatureData, FeatureTablesData
 from sae_vis.utils_fns import HistogramData
 
 from crossvis_tl.errors import short_list
 from crossvis_tl.geometry import class_help
-from crossvis_tl.panels import FeaturePanels, ModelLogits, ShownSequence, TokenEffects
+from crossvis_tl.layouts import FeatureMapConfig, SaeVisLayoutConfig, component_name
+from crossvis_tl.measures import feature_measures
+from crossvis_tl.page.contract import VERSION
+from crossvis_tl.panels import FeaturePanels, ModelLogits, PromptSequence, ShownSequence, SiteLens, TokenEffects
 from crossvis_tl.storage import effect_ids
 from crossvis_tl.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from crossvis_tl.prompts import ShownPrompt
-    from crossvis_tl.vis_data import SaeVisData
+    from crossvis_tl.dashboards import Dashboards
+    from crossvis_tl.prompts import ShownPrompts
 
-OURS = ("DecoderNorms", "DecoderCosine")
 Payloads = Iterator[tuple[int, dict[str, Any]]]
 
 
-def feature_page(data: "SaeVisData", first: int | None) -> tuple[dict[str, Any], Payloads]:
+def feature_page(data: "Dashboards", first: int | None) -> tuple[dict[str, Any], Payloads]:
     """-> head and payloads of the page that goes through the features. ValueError when `first` is none of them."""
     features = list(data.feature_data_dict)
     if not features:
@@ -31,34 +32,38 @@ def feature_page(data: "SaeVisData", first: int | None) -> tuple[dict[str, Any],
     if first is not None and first not in data.feature_data_dict:
         raise ValueError(f"feature_idx is {first}, which was not gathered; there are {short_list(features)}")
     page = _Page(data, data.page.vocabulary)
-    head = page.head("feature", data.cfg.feature_centric_layout, features, features[0] if first is None else first)
+    layout = SaeVisLayoutConfig.of(data.cfg.feature_centric_layout)
+    head = page.head("feature", layout, features, features[0] if first is None else first)
+    head["open_map"] = first is None and layout.map_cfg is not None and len(features) >= max(layout.map_cfg.least, 2)
     return head, page.payloads(features)
 
 
-def prompt_page(data: "SaeVisData", shown: "ShownPrompt") -> tuple[dict[str, Any], Payloads]:
-    """-> head and payloads of one prompt's page: only the features that score somewhere."""
-    ranked = {f for rows in shown.scores.values() for row in rows for f, _ in row}
+def prompt_page(data: "Dashboards", shown: "ShownPrompts") -> tuple[dict[str, Any], Payloads]:
+    """-> head and payloads of the prompts' page: only the features that score somewhere."""
+    ranked = {feature for prompt in shown.each for feature in prompt.ranked()}
     features = [f for f in data.feature_data_dict if f in ranked] or list(data.feature_data_dict)[:1]
-    ids = set(shown.tokens)
+    ids = {token for prompt in shown.each for token in prompt.tokens}
     for panel in data.panels.values():
-        for effects in panel.prompt.effects.values() if panel.prompt else ():
-            ids |= effect_ids(effects)
+        for shown_prompt in panel.prompts:
+            ids |= set().union(*(effect_ids(effects) for effects in shown_prompt.sequence.effects.values()))
     tokenizer = data.model.tokenizer if data.model is not None else None
     page = _Page(data, data.page.vocabulary | Vocabulary(tokenizer).texts(ids))
-    head = page.head("prompt", data.cfg.prompt_centric_layout, features, features[0])
-    head["prompt"] = {
-        "tokens": [page.place[i] for i in shown.tokens],
-        "position": shown.position,
+    head = page.head("prompt", SaeVisLayoutConfig.of(data.cfg.prompt_centric_layout), features, features[0])
+    head["prompts"] = {
         "metric": shown.metric,
-        "scores": shown.scores,
+        "scopes": shown.scopes,
+        "each": [
+            {"tokens": page.places(prompt.tokens), "position": prompt.position, "scores": prompt.scores}
+            for prompt in shown.each
+        ],
     }
-    return head, page.payloads(features, prompt=True)
+    return head, page.payloads(features, [prompt.tokens for prompt in shown.each])
 
 
 class _Page:
     """Turns one `SaeVisData` into page data, with one vocabulary for all of it."""
 
-    def __init__(self, data: "SaeVisData", vocabulary: dict[int, str]):
+    def __init__(self, data: "Dashboards", vocabulary: dict[int, str]):
         self.data, self.facts = data, data.page
         self.ids = list(vocabulary)
         self.texts = list(vocabulary.values())
@@ -67,37 +72,37 @@ class _Page:
     def head(self, view: str, layout: SaeVisLayoutConfig, features: list[int], first: int) -> dict[str, Any]:
         panels = [self.data.panels[feature] for feature in features]
         two = any(panel.geometry and panel.geometry.relative_norm is not None for panel in panels)
+        sites = [target["label"] for target in self.facts.targets]
         return {
-            "version": 1, "title": self.facts.title, "kind": self.facts.kind, "view": view,
+            "version": VERSION, "title": self.facts.title, "kind": self.facts.kind, "view": view,
             "models": self.facts.models, "sources": self.facts.sources, "targets": self.facts.targets,
             "facts": self.facts.facts, "fidelity": _finite_fidelity(self.facts.fidelity),
             "vocabulary": self.texts, "token_ids": self.ids,
-            "layout": self._layout(layout, view), "class_help": class_help(self.facts.models) if two else None,
+            "layout": _layout(layout), "class_help": class_help(self.facts.models) if two else None,
             "features": {
                 "id": features,
                 "label": [_name(panel.label, feature) for feature, panel in zip(features, panels, strict=True)],
                 "density": [compact(panel.density) for panel in panels],
                 "max": [compact(panel.maximum) for panel in panels],
                 "class": [panel.geometry.kind if panel.geometry else None for panel in panels],
+                "tokens": [self.places(panel.tokens) for panel in panels],
+                "measures": feature_measures(panels, self.facts.models, sites),
             },
-            "first": first, "prompt": None,
+            "first": first, "open_map": False, "prompts": None,
         }  # fmt: skip
 
-    def _layout(self, layout: SaeVisLayoutConfig, view: str) -> dict[str, Any]:
-        """sae_vis' columns as they are; our panels join the first one where there are several targets."""
-        columns = []
-        for column in layout.columns.values():
-            components = [_component(part) for part in column]
-            columns.append({"width": column.width, "components": components})
-        if view == "feature" and len(self.facts.targets) > 1 and columns:
-            columns[0]["components"][:0] = [{"name": name, "config": {}} for name in OURS]
-        return {"height": layout.height, "columns": columns}
+    def places(self, tokens: Iterable[int]) -> list[int]:
+        """Places in the vocabulary."""
+        return [*map(self.place.__getitem__, tokens)]
 
-    def payloads(self, features: list[int], *, prompt: bool = False) -> Payloads:
+    def payloads(self, features: list[int], prompts: list[list[int]] | None = None) -> Payloads:
+        """`prompts`: the tokens of each prompt that the features were run on."""
         for feature in features:
-            yield feature, self.payload(self.data.feature_data_dict[feature], self.data.panels[feature], prompt)
+            yield feature, self.payload(self.data.feature_data_dict[feature], self.data.panels[feature], prompts)
 
-    def payload(self, feature: FeatureData, panel: FeaturePanels, prompt: bool) -> dict[str, Any]:
+    def payload(
+        self, feature: FeatureData, panel: FeaturePanels, prompts: list[list[int]] | None = None
+    ) -> dict[str, Any]:
         return {
             "tables": self._tables(feature.feature_tables_data),
             "acts_histogram": _histogram(feature.acts_histogram_data),
@@ -107,7 +112,8 @@ class _Page:
             "scaling": None if panel.scaling is None else asdict(panel.scaling),
             "sites": self._sites(panel),
             "groups": self._groups(feature, panel),
-            "prompt": self._prompt(feature.prompt_data, panel.prompt) if prompt and panel.prompt else None,
+            "attribution": panel.attribution or None,
+            "prompts": None if prompts is None else self._prompts(prompts, panel.prompts),
         }
 
     def _tables(self, tables: FeatureTablesData) -> dict[str, list]:
@@ -170,8 +176,15 @@ class _Page:
         return {
             "target_index": geometry.targets, "norms": geometry.norms, "shares": shares,
             "relative_norm": geometry.relative_norm, "class": geometry.kind, "cosine": geometry.cosine,
+            "lens": [self._lens(lens) for lens in panel.lens],
             "note": "norms in the producer's training units",
         }  # fmt: skip
+
+    def _lens(self, lens: SiteLens | None) -> dict[str, Any] | None:
+        if lens is None:
+            return None
+        sides = {"top": (lens.top_ids, lens.top), "bottom": (lens.bottom_ids, lens.bottom)}
+        return {name: self._pairs(zip(*side, strict=True)) for name, side in sides.items()}
 
     def _groups(self, feature: FeatureData, panel: FeaturePanels) -> list[dict[str, Any]]:
         groups = []
@@ -181,31 +194,52 @@ class _Page:
             groups.append({
                 "title": _group_title(group.title, interval=bounds is not None),
                 "low": compact(low), "high": compact(high), "share": compact(share),
-                "sequences": [self._sequence(s, r) for s, r in zip(group.seq_data, records, strict=True)],
+                "sequences": [
+                    self._sequence(s.token_ids, s.feat_acts, r) for s, r in zip(group.seq_data, records, strict=True)
+                ],
             })  # fmt: skip
         return groups
 
-    def _sequence(self, sequence: SequenceData, record: ShownSequence) -> dict[str, Any]:
+    def _sequence(self, tokens: list[int], acts: list[float], record: ShownSequence) -> dict[str, Any]:
+        """Numbers are rounded when they are written (`page.pack`)."""
         return {
-            "t": [self.place[token] for token in sequence.token_ids],
-            "a": [compact(act) for act in sequence.feat_acts],
+            "t": self.places(tokens), "a": acts,
             "bold": record.bold, "row": record.row, "pos": record.position, "doc": record.document,
-            "e": [self._effect(effects) for effects in record.effects.values()],
+            "e": [self._effect(effects) for effects in record.effects.values()], "s": record.sources,
         }  # fmt: skip
 
-    def _prompt(self, sequence: SequenceData, record: ShownSequence) -> dict[str, Any]:
+    def _prompts(self, prompts: list[list[int]], records: list[PromptSequence]) -> list[dict[str, Any]]:
         """No token of a prompt was chosen for the feature."""
-        return self._sequence(sequence, record) | {"bold": None, "row": None, "pos": None, "doc": None}
+        nowhere = {"bold": None, "row": None, "pos": None, "doc": None}
+        return [
+            self._sequence(tokens, shown.acts, shown.sequence) | nowhere
+            for tokens, shown in zip(prompts, records, strict=True)
+        ]
 
     def _effect(self, effects: TokenEffects) -> dict[str, Any]:
         return {
-            "loss": [compact(v) for v in effects.loss],
-            "logit": [compact(v) for v in effects.logits],
-            "up": [self._pairs(zip(*row, strict=True)) or None for row in zip(effects.up_ids, effects.up, strict=True)],
-            "down": [
-                self._pairs(zip(*row, strict=True)) or None for row in zip(effects.down_ids, effects.down, strict=True)
+            "loss": effects.loss, "logit": effects.logits, "p": effects.p,
+            "up_ids": [self.places(ids) if ids else ids for ids in effects.up_ids], "up": effects.up,
+            "down_ids": [self.places(ids) if ids else ids for ids in effects.down_ids], "down": effects.down,
+        }  # fmt: skip
+
+
+def _layout(layout: SaeVisLayoutConfig) -> dict[str, Any]:
+    """sae_vis' columns with our panels in them; the map stands apart."""
+    columns = [
+        {
+            "width": column.width,
+            "components": [
+                {"name": component_name(part), "config": asdict(part)}
+                for part in column
+                if not isinstance(part, FeatureMapConfig)
             ],
         }
+        for column in layout.columns.values()
+    ]
+    where = layout.map_cfg
+    found = None if where is None else {"x": where.x, "y": where.y, "color": where.color}
+    return {"height": layout.height, "columns": columns, "map": found}
 
 
 def compact(value: float | None) -> float | None:
@@ -217,7 +251,10 @@ def compact(value: float | None) -> float | None:
 
 def _group_title(title: str, *, interval: bool) -> str:
     """sae_vis' titles hold numbers and markup; the page prints its own."""
-    return "Interval" if interval else "Lowest activations" if title.startswith("LOWEST") else "Top activations"
+    if interval:
+        return "Interval"
+    titles = {"LOWEST": "Lowest activations", "RANDOM": "Random activations"}
+    return titles.get(title.split(" ", 1)[0], "Top activations")
 
 
 def _name(label: str, feature: int) -> str:
@@ -236,11 +273,6 @@ def _histogram(data: HistogramData) -> dict[str, Any] | None:
     first, last = data.bar_values[0], data.bar_values[-1]
     half = (last - first) / max(len(data.bar_values) - 1, 1) / 2
     return {"heights": data.bar_heights, "low": compact(first - half), "high": compact(last + half)}
-
-
-def _component(part: Any) -> dict[str, Any]:
-    config = asdict(part) if is_dataclass(part) and not isinstance(part, type) else {}
-    return {"name": type(part).__name__.removesuffix("Config"), "config": config}
 
 
 def _finite_fidelity(fidelity: dict[str, Any] | None) -> dict[str, Any] | None:

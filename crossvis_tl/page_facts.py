@@ -1,6 +1,7 @@
 """What a page says of its dictionary, models and tokens, in words."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +70,8 @@ def page_facts(dictionary: Dictionary, acts: FeatureActs, effect: str) -> PageFa
         kind=dictionary.kind,
         title=f"{dictionary.name} · {' × '.join(names)}",
         models=names,
-        sources=[_site(site, names) for site in dictionary.sources],
-        targets=[_site(site, names) for site in dictionary.targets],
+        sources=_sites(dictionary.sources, names),
+        targets=_sites(dictionary.targets, names),
         facts=facts,
         fidelity=acts.fidelity.as_dict(),
     )
@@ -85,6 +86,23 @@ def _processing(dictionary: Dictionary) -> str:
     words = {"none": "none (HuggingFace's own activations)", "tl_default": "TransformerLens' default", None: "unknown"}
     kinds = {site.processing for site in (*dictionary.sources, *dictionary.targets)}
     return ", ".join(sorted(words.get(kind, str(kind)) for kind in kinds))
+
+
+def _sites(sites: Sequence[Site], names: list[str]) -> list[dict[str, Any]]:
+    """Labels, and short ones where the model, or the layer, is all that tells the sites apart."""
+    models = [names[site.model] for site in sites]
+    layers = [re.fullmatch(r"blocks\.(\d+)\.(.+)", str(site.hook)) for site in sites]
+    found = [_site(site, names) for site in sites]
+    short: list[str] | None = None
+    if len(sites) > 1 and len(set(models)) == len(sites):
+        short = models
+    elif all(layers) and len({layer[2] for layer in layers if layer}) == 1:
+        numbers = [f"L{layer[1]}" for layer in layers if layer]
+        several = len(set(models)) > 1
+        short = [f"{model} {number}" if several else number for model, number in zip(models, numbers, strict=True)]
+    if short is None or len(set(short)) < len(sites):
+        return found
+    return [site | {"short": text} for site, text in zip(found, short, strict=True)]
 
 
 def _site(site: Site, names: list[str]) -> dict[str, Any]:

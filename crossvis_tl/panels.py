@@ -1,6 +1,6 @@
 """What a dashboard shows beyond sae_vis' own components, feature by feature, as plain data."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sae_vis.data_storing_fns import LogitsHistogramData, LogitsTableData
@@ -15,7 +15,7 @@ class TokenEffects:
 
     `loss`: nats; effect of the token before on predicting this one, 0 where the feature is silent there. `logits`: the
     feature's direct logit effect on this very token. `up`, `down`: changes of log-probability, of the tokens `up_ids`,
-    `down_ids`.
+    `down_ids`. `p`: the probability that the model gives this token, None where nothing fires before it.
     """
 
     loss: list[float]
@@ -24,18 +24,40 @@ class TokenEffects:
     up: list[list[float]]
     down_ids: list[list[int]]
     down: list[list[float]]
+    p: list[float | None]
 
 
 @dataclass
 class ShownSequence:
     """Where a shown sequence comes from, and its effects under each model. `bold`: index of the chosen token.
-    `document`: the number of its document, None where that means nothing."""
+    `document`: the number of its document, None where that means nothing. `sources`: [source][token], each source's
+    share of the pre-activation, 0 where the feature is silent; [] where a feature reads one source."""
 
     row: int
     position: int
     bold: int
     effects: dict[int, TokenEffects] = field(default_factory=dict)
     document: int | None = None
+    sources: list[list[float]] = field(default_factory=list)
+
+
+@dataclass
+class PromptSequence:
+    """A whole prompt under a feature. `acts`: its activation at every token."""
+
+    acts: list[float]
+    sequence: ShownSequence
+
+
+@dataclass
+class SiteLens:
+    """Logit lens of the decoder row to one target: what it alone raises and lowers, in logits, before the final norm
+    divides."""
+
+    top_ids: list[int]
+    top: list[float]
+    bottom_ids: list[int]
+    bottom: list[float]
 
 
 @dataclass
@@ -50,7 +72,10 @@ class ModelLogits:
 class FeaturePanels:
     """`density_interval`: 95 %. `logits`: by model; empty where the feature's sites do not write to a residual stream
     or the model was not there, and `logits_note` then says which. `bounds`: low, high and share of each sequence group,
-    None for the top and the lowest one. `scaling`: where it was gathered."""
+    None for the others. `scaling`: where it was gathered. `lens`: of each target in `geometry.targets`, None for one
+    whose site does not write to the residual stream; [] where the layout shows none. `attribution`: each source's share
+    over the top examples. `tokens`: ids of the tokens that its strongest examples fire on, the most frequent first.
+    `layer`: what a transcoder's feature reads."""
 
     label: str
     density: float
@@ -62,10 +87,15 @@ class FeaturePanels:
     logits: dict[int, ModelLogits] = field(default_factory=dict)
     sequences: list[list[ShownSequence]] = field(default_factory=list)
     bounds: list[tuple[float, float, float] | None] = field(default_factory=list)
-    prompt: ShownSequence | None = None
+    lens: list[SiteLens | None] = field(default_factory=list)
+    attribution: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    layer: int | None = None
+    prompts: list[PromptSequence] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All but the prompts, which belong to the page they were asked for."""
+        return asdict(replace(self, prompts=[]))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "FeaturePanels":
@@ -77,15 +107,15 @@ class FeaturePanels:
         }
         sequences = [[_sequence(shown) for shown in group] for group in data.get("sequences", [])]
         bounds = [tuple(b) if b is not None else None for b in data.get("bounds", [])]
-        prompt = _sequence(data["prompt"]) if data.get("prompt") else None
+        lens = [None if one is None else SiteLens(**one) for one in data["lens"]]
         scaling = LatentScaling(**data["scaling"]) if data.get("scaling") else None
         low, high = data["density_interval"]
         return cls(
             data["label"], data["density"], data["maximum"], (low, high), data["logits_note"], scaling, geometry,
-            logits, sequences, bounds, prompt,
+            logits, sequences, bounds, lens, data["attribution"], data["tokens"], data["layer"],
         )  # fmt: skip
 
 
 def _sequence(data: dict[str, Any]) -> ShownSequence:
     effects = {int(m): TokenEffects(**part) for m, part in data["effects"].items()}
-    return ShownSequence(data["row"], data["position"], data["bold"], effects, data["document"])
+    return ShownSequence(data["row"], data["position"], data["bold"], effects, data["document"], data["sources"])

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_vis.data_config_classes import SaeVisConfig
+from sae_vis.data_config_classes import SaeVisConfig as StockConfig
 from torch import Tensor
 
-from crossvis_tl.asking import checked, worth_keeping
+from crossvis_tl.asking import checked, for_dictionary, worth_keeping
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.effects import Effect, check_effect
@@ -20,6 +20,7 @@ from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
 from crossvis_tl.gathering import gather
+from crossvis_tl.layouts import SaeVisConfig
 from crossvis_tl.masking import Mask, Masking, check_masking, token_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
@@ -48,7 +49,7 @@ class _Prepared:
     tokens: Tensor
     mask: Mask
     chosen: list[int] | None
-    cfg: SaeVisConfig
+    cfg: StockConfig
 
 
 @dataclass
@@ -110,7 +111,7 @@ class RenderJob:
         models = load_models(list(self.models), self.device, dtype)
         capture = Capture(dictionary.to(str(models[0].cfg.device)), models, self.token_replacements)
         tokens = load_tokens(self.tokens, models[0].tokenizer, min(self.context, models[0].cfg.n_ctx))
-        cfg = checked(SaeVisConfig(**self.cfg_fields))
+        cfg = for_dictionary(checked(SaeVisConfig(**self.cfg_fields)), dictionary)
         tokens = checked_tokens(tokens, models, str(self.tokens))[: cfg.batch_size]
         mask = token_mask(
             tokens, models[0].tokenizer, self.masking, masked_tokens=self.masked_tokens,

@@ -35,6 +35,15 @@ class Windows:
     bold: int
     whole: bool = True
 
+    def along(
+        self, where: Int[Tensor, " fired"], columns: Float[Tensor, "fired n"]
+    ) -> Float[Tensor, "examples width n"]:
+        """Numbers of every activation, such as its sources' shares, at each place shown; 0 where nothing fires."""
+        if not len(where):
+            return torch.zeros(*self.grid.shape, columns.shape[-1])
+        at = torch.searchsorted(where, self.grid).clamp_max(len(where) - 1)
+        return torch.where((self.acts != 0)[..., None], columns[at], 0.0)
+
     def sources(self) -> tuple[Int[Tensor, " p"], Float[Tensor, " p"]]:
         """Positions whose effect on the next token is shown, ascending, and the activations there."""
         wanted = (self.acts[:, :-1] != 0) & self.inside[:, 1:]
@@ -88,6 +97,7 @@ class _Listed(NamedTuple):
     """One model's effects as plain lists, and where each position's stand."""
 
     loss: list[float]
+    p: list[float]
     sides: tuple[list[list[int]], list[list[float]], list[list[int]], list[list[float]]]
     at: dict[int, int]
 
@@ -96,6 +106,7 @@ def _listed(effects: Effects) -> _Listed:
     changes = effects.changes
     return _Listed(
         loss=changes.loss.double().round(decimals=DIGITS).tolist(),
+        p=changes.p.double().round(decimals=DIGITS).tolist(),
         sides=(*_shown(changes.up_ids, changes.up), *_shown(changes.down_ids, changes.down)),
         at={position: i for i, position in enumerate(effects.positions.tolist())},
     )
@@ -119,10 +130,11 @@ def build_sequences(
     mask: Mask,
     effects: dict[int, list[Effects]],
     direct: dict[int, Float[Tensor, " d_vocab"]],
+    shares: Float[Tensor, "examples width sources"] | None = None,
 ) -> tuple[SequenceMultiGroupData, list[list[ShownSequence]]]:
     """-> sae_vis' data with the first model's effects, and our record of every sequence with all models' effects.
 
-    `effects`: by model, of each example, or one of all examples together.
+    `effects`: by model, of each example, or one of all examples together. `shares`: of the sources at each token.
     """
     flat = tokens.flatten()
     n_positions = tokens.shape[1]
@@ -131,6 +143,7 @@ def build_sequences(
     ids = flat[shown.grid.clamp(0, len(flat) - 1)]
     logits = {m: vector[ids.to(vector.device)].tolist() for m, vector in direct.items()}
     id_rows, inside, acts, grid = ids.tolist(), shown.inside.tolist(), shown.acts.tolist(), shown.grid.tolist()
+    sources = [] if shares is None else shares.double().round(decimals=DIGITS).permute(0, 2, 1).tolist()
     stock_groups, records, example = [], [], 0
     for group in groups:
         data, record = [], []
@@ -143,8 +156,9 @@ def build_sequences(
             }
             bold = int(group.positions[len(data)])
             origin = ShownSequence(
-                bold // n_positions, bold % n_positions, bold - grid[example][columns[0]], parts, int(documents[bold])
-            )
+                bold // n_positions, bold % n_positions, bold - grid[example][columns[0]], parts, int(documents[bold]),
+                [[line[c] for c in columns] for line in sources[example]] if sources else [],
+            )  # fmt: skip
             data.append(
                 _sequence_data([id_rows[example][c] for c in columns], values, next(iter(parts.values()), None))
             )
@@ -157,15 +171,17 @@ def build_sequences(
 
 def _token_effects(found: _Listed, logits: list[float], grid: list[int], columns: list[int]) -> TokenEffects:
     loss = [0.0] * len(columns)
+    p: list[float | None] = [None] * len(columns)
     nothing: list = []  # one for all: a page's data holds millions of tokens at which nothing fires
     sides: list[list] = [[nothing] * len(columns) for _ in found.sides]
     for i, c in enumerate(columns):
         at = found.at.get(grid[c - 1])
         if at is not None:
-            loss[i] = found.loss[at]
+            loss[i], p[i] = found.loss[at], found.p[at]
             for side, values in zip(sides, found.sides, strict=True):
                 side[i] = values[at]
-    return TokenEffects(loss, [round(logits[c], DIGITS) for c in columns], *sides)
+    up_ids, up, down_ids, down = sides
+    return TokenEffects(loss, [round(logits[c], DIGITS) for c in columns], up_ids, up, down_ids, down, p)
 
 
 def _sequence_data(ids: list[int], acts: list[float], effects: TokenEffects | None) -> SequenceData:
@@ -173,7 +189,9 @@ def _sequence_data(ids: list[int], acts: list[float], effects: TokenEffects | No
     already: half of the time of making a page's data."""
     if effects is None:
         nothing: list[list] = [[]] * len(ids)
-        effects = TokenEffects([0.0] * len(ids), [0.0] * len(ids), nothing, nothing, nothing, nothing)
+        effects = TokenEffects(
+            [0.0] * len(ids), [0.0] * len(ids), nothing, nothing, nothing, nothing, [None] * len(ids)
+        )
     data = SequenceData.__new__(SequenceData)
     data.token_ids, data.feat_acts, data.seq_len = ids, acts, len(ids)
     data.loss_contribution, data.token_logits = effects.loss, effects.logits

@@ -152,7 +152,8 @@ def open_store(path: str | Path) -> FeatureActs:
     )  # fmt: skip
     for number, part in enumerate(parts):
         scales = (part.n_rows * tokens.shape[1], len(manifest.scaled)) if manifest.scaled else (0, 0)
-        if len(part.starts) != len(features) + 1 or tuple(part.scales.shape) != scales:
+        fits = tuple(part.scales.shape) == scales and part.shares.shape[1] == manifest.attributed
+        if len(part.starts) != len(features) + 1 or not fits:
             raise ValueError(f"{_part(folder, number)} is damaged: it holds other features or tokens than it should")
     return acts
 
@@ -246,6 +247,8 @@ def merge_acts(shards: Sequence[FeatureActs]) -> FeatureActs:
             differences.append(f"another mask ({shard.mask.how}, not {first.mask.how})")
         if shard.mask.documents_given != first.mask.documents_given:
             differences.append("documents whose numbers were given, where the others' were not")
+        if shard.manifest.attributed != first.manifest.attributed:
+            differences.append("sources' shares, where the others' were not")
         if shard.tokens.shape[1] != first.tokens.shape[1]:
             differences.append(f"sequences of {shard.tokens.shape[1]} positions, not {first.tokens.shape[1]}")
         if not torch.equal(shard.features, first.features):

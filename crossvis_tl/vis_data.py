@@ -1,39 +1,41 @@
-"""`SaeVisData`: sae_vis' class, made for every dictionary from one pass over the tokens, saved as a page that opens
-anywhere."""
+"""`SaeVisData`: sae_vis' class, made for every dictionary from one pass over the tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
 from rich.console import Console
-from sae_vis.data_config_classes import SaeVisConfig
-from sae_vis.data_storing_fns import SaeVisData as StockSaeVisData
+from sae_vis.data_config_classes import SaeVisConfig as StockConfig
 from torch import Tensor
 
 from crossvis_tl import storage
-from crossvis_tl.asking import check_per_document, checked, chosen_features, one_of, reopened, worth_keeping
+from crossvis_tl.asking import (
+    asked,
+    checked,
+    chosen_features,
+    for_dictionary,
+    one_of,
+    reopened,
+    worth_keeping,
+)
 from crossvis_tl.build import Built, Showing, build
 from crossvis_tl.capture import Capture
+from crossvis_tl.dashboards import Dashboards
 from crossvis_tl.dictionary import Dictionary
-from crossvis_tl.effects import Effect, check_effect
+from crossvis_tl.effects import Effect
 from crossvis_tl.encoders import as_dictionary
-from crossvis_tl.examples import PER_DOCUMENT
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import warn_if_bad
 from crossvis_tl.gathering import gather
+from crossvis_tl.layouts import SaeVisConfig
 from crossvis_tl.masking import Masking, token_mask
 from crossvis_tl.models import load_models
-from crossvis_tl.notebook import show
-from crossvis_tl.page import write_page
-from crossvis_tl.page_data import feature_page, prompt_page
-from crossvis_tl.page_facts import PageFacts, page_facts
+from crossvis_tl.page_facts import page_facts
 from crossvis_tl.pairs import Replacements
-from crossvis_tl.panels import FeaturePanels
-from crossvis_tl.prompts import gather_prompt
 from crossvis_tl.tokens import checked_tokens
 from crossvis_tl.vocabulary import Vocabulary
 
@@ -42,18 +44,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(repr=False)
-class SaeVisData(StockSaeVisData):
-    """sae_vis' `SaeVisData` with our panels (`panels`, by feature) and the page's facts beside its own fields.
-
-    `model` is the first of `models`; `capture`: the dictionary on them, as it was gathered. `masking`: `Mask.how`. Make
-    one with `create`.
-    """
-
-    panels: dict[int, FeaturePanels] = field(default_factory=dict)
-    page: PageFacts = field(default_factory=PageFacts)
-    models: list["HookedTransformer"] = field(default_factory=list)
-    capture: Capture | None = field(default=None, compare=False)
-    masking: str = ""
+class SaeVisData(Dashboards):
+    """sae_vis' `SaeVisData` for every dictionary; see `Dashboards` for what it holds and writes. Make one with
+    `create`, `from_store` or `load_json`."""
 
     @classmethod
     def create(  # type: ignore[override]  # noqa: PLR0913 - sae_vis' own call, with what its users ask for beside it
@@ -61,20 +54,20 @@ class SaeVisData(StockSaeVisData):
         encoder: Any = None,
         model: "HookedTransformer | Sequence[HookedTransformer] | None" = None,
         tokens: Int[Tensor, "batch seq"] | None = None,
-        cfg: SaeVisConfig | None = None,
+        cfg: StockConfig | None = None,
         encoder_B: Any = None,
         *,
         sae: Any = None,
         sae_B: Any = None,
-        masking: Masking = "special",
-        masked_tokens: Sequence[int | str] = (),
-        masked_positions: Sequence[int] = (),
+        masking: Masking | None = None,
+        masked_tokens: Sequence[int | str] | None = None,
+        masked_positions: Sequence[int] | None = None,
         documents: Int[Tensor, "batch *seq"] | None = None,
         token_replacements: Replacements | None = None,
-        effect: Effect = "direct",
-        latent_scaling: bool = False,
-        per_document: int | None = PER_DOCUMENT,
-        distinct: bool = True,
+        effect: Effect | None = None,
+        latent_scaling: bool | None = None,
+        per_document: int | EllipsisType | None = ...,
+        distinct: bool | None = None,
         store: str | Path | None = None,
     ) -> "SaeVisData":
         """Dashboards for `cfg.features` of `encoder` on `tokens`; sae_vis' own call, with more taken.
@@ -96,31 +89,36 @@ class SaeVisData(StockSaeVisData):
         keep what was gathered in; if it holds the beginning of this, the gathering goes on from there, and if all, no
         model is run over the tokens again.
 
+        What is not given is as `cfg` says, if it is a `crossvis_tl.SaeVisConfig`.
+
         ValueError before any long work when something does not fit; warns when the fidelity is implausible.
         """
         encoder, encoder_B = one_of("encoder", encoder, "sae", sae), one_of("encoder_B", encoder_B, "sae_B", sae_B)
         if encoder is None or model is None or tokens is None:
             raise TypeError("SaeVisData.create needs an encoder (or sae), a model and tokens")
-        check_effect(effect)
-        check_per_document(per_document)
         cfg = checked(cfg or SaeVisConfig())
+        how = asked(
+            cfg, masking=masking, masked_tokens=masked_tokens, masked_positions=masked_positions, effect=effect,
+            latent_scaling=latent_scaling, per_document=per_document, distinct=distinct,
+        )  # fmt: skip
         models = load_models(model)
         device = str(models[0].cfg.device)
         capture = Capture(as_dictionary(encoder, cfg.hook_point).to(device), models, token_replacements)
         capture_B = None
         if encoder_B is not None:
             capture_B = Capture(as_dictionary(encoder_B, cfg.hook_point).to(device), models, token_replacements)
-        features = chosen_features(cfg, capture.dictionary)
+        cfg, features = for_dictionary(cfg, capture.dictionary), chosen_features(cfg, capture.dictionary)
         tokens = checked_tokens(tokens, models)[: cfg.batch_size]
         mask = token_mask(
-            tokens, models[0].tokenizer, masking, masked_tokens=masked_tokens, masked_positions=masked_positions,
+            tokens, models[0].tokenizer, how.masking, masked_tokens=how.masked_tokens,
+            masked_positions=how.masked_positions,
             documents=None if documents is None else torch.as_tensor(documents)[: cfg.batch_size],
         )  # fmt: skip
         n_features = capture.dictionary.n_features if features is None else len(features)
         acts = gather(
             capture, tokens, mask, features, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose,
-            keep_final=effect == "direct" and worth_keeping(capture, cfg, len(tokens), n_features),
-            latent_scaling=latent_scaling, out=store,
+            keep_final=how.effect == "direct" and worth_keeping(capture, cfg, len(tokens), n_features),
+            latent_scaling=how.latent_scaling, out=store,
         )  # fmt: skip
         if cfg.verbose:
             Console(soft_wrap=True, markup=False, highlight=False).print("\n".join(acts.fidelity.lines()))
@@ -131,8 +129,8 @@ class SaeVisData(StockSaeVisData):
             )
             warn_if_bad(acts_B.fidelity)
         return cls.from_acts(
-            acts, capture.dictionary, cfg, Showing(effect, per_document, distinct), capture=capture, acts_B=acts_B,
-            encoder=encoder, encoder_B=encoder_B,
+            acts, capture.dictionary, cfg, how.showing, capture=capture, acts_B=acts_B, encoder=encoder,
+            encoder_B=encoder_B,
         )  # fmt: skip
 
     @classmethod
@@ -140,13 +138,13 @@ class SaeVisData(StockSaeVisData):
         cls,
         store: str | Path | FeatureActs,
         encoder: Any,
-        cfg: SaeVisConfig | None = None,
+        cfg: StockConfig | None = None,
         *,
         model: "HookedTransformer | Sequence[HookedTransformer] | None" = None,
         tokens: Int[Tensor, "batch seq"] | None = None,
-        effect: Effect = "direct",
-        per_document: int | None = PER_DOCUMENT,
-        distinct: bool = True,
+        effect: Effect | None = None,
+        per_document: int | EllipsisType | None = ...,
+        distinct: bool | None = None,
     ) -> "SaeVisData":
         """Dashboards of what was gathered into a folder before, of other features or in another layout.
 
@@ -154,15 +152,13 @@ class SaeVisData(StockSaeVisData):
         the sequences shown are run; without it, effects on logits read "not gathered". `tokens`: need not be given.
         ValueError where any of them is another than was gathered with, and for features that were not gathered.
         """
-        check_effect(effect)
-        check_per_document(per_document)
         cfg = checked(cfg or SaeVisConfig())
+        how = asked(cfg, effect=effect, per_document=per_document, distinct=distinct)
         acts, dictionary, capture = reopened(store, encoder, cfg, model, tokens)
         features = chosen_features(cfg, dictionary)
         acts = acts if features is None else acts.select_features(features)
         return cls.from_acts(
-            acts, dictionary, cfg, Showing(effect, per_document, distinct), capture=capture, encoder=encoder,
-            vocabulary=acts.vocabulary,
+            acts, dictionary, cfg, how.showing, capture=capture, encoder=encoder, vocabulary=acts.vocabulary
         )  # fmt: skip
 
     @classmethod
@@ -170,7 +166,7 @@ class SaeVisData(StockSaeVisData):
         cls,
         acts: FeatureActs,
         dictionary: Dictionary,
-        cfg: SaeVisConfig,
+        cfg: StockConfig,
         showing: Showing | None = None,
         *,
         capture: Capture | None = None,
@@ -184,6 +180,7 @@ class SaeVisData(StockSaeVisData):
         warn_if_bad(acts.fidelity)
         showing = showing or Showing()
         dictionary = dictionary if capture is None else capture.dictionary
+        cfg = for_dictionary(checked(cfg), dictionary)
         built = build(dictionary, acts, cfg, showing, capture, acts_B)
         models = [] if capture is None else capture.models
         data = cls(
@@ -196,73 +193,6 @@ class SaeVisData(StockSaeVisData):
         texts = Vocabulary(models[0].tokenizer if models else None).texts(ids)
         data.page.vocabulary = {i: known.get(i, text) if not models else text for i, text in texts.items()}
         return data
-
-    def save_feature_centric_vis(self, filename: str | Path, feature_idx: int | None = None) -> None:
-        """Writes the page for looking through the features, opening on `feature_idx` (default the first)."""
-        head, payloads = feature_page(self, feature_idx)
-        write_page(filename, head, payloads)
-
-    def __repr__(self) -> str:
-        return f"<SaeVisData {self.page.title!r}: {len(self.feature_data_dict)} features>"
-
-    def show(self, feature_idx: int | None = None, *, height: int = 900) -> None:
-        """Shows the page in a Jupyter or Colab notebook's output, `height` pixels high."""
-        show(self, feature_idx, height)
-
-    def _repr_html_(self) -> str:
-        """A notebook's summary of the object: never the page itself, which can be large."""
-        n = len(self.feature_data_dict)
-        verdict = self.page.fidelity["headline"] if self.page.fidelity else "fidelity not measured"
-        return f"<b>{escape(self.page.title)}</b>: {n} features. {escape(verdict)}. Use <code>.show()</code>."
-
-    def save_prompt_centric_vis(
-        self,
-        prompt: str,
-        filename: str | Path,
-        metric: str | None = None,
-        seq_pos: int | None = None,
-        num_top_features: int = 10,
-    ) -> None:
-        """Writes the page of one prompt: at each token the top features by `metric` ("act_quantile", "act_size" or
-        "loss_effect"; default the first). `seq_pos`: the token to open on, default the last
-        at which a feature fires."""
-        if not self.models:
-            raise ValueError("a prompt needs the model, which these dashboards lack: pass model= when loading them")
-        if self.encoder is None:
-            raise ValueError(
-                "a prompt needs the dictionary, which these dashboards lack: pass encoder= when loading them"
-            )
-        if self.capture is None and any(name == "replaced tokens" for name, _ in self.page.facts):
-            raise ValueError(
-                "these dashboards were made with replaced tokens, which JSON does not keep; make the prompt's page "
-                "from SaeVisData.create or from_store"
-            )
-        capture = self.capture or Capture(as_dictionary(self.encoder, self.cfg.hook_point), self.models)
-        shown = gather_prompt(self, capture, prompt, metric, seq_pos, num_top_features)
-        head, payloads = prompt_page(self, shown)
-        write_page(filename, head, payloads)
-
-    def save_json(self, filename: str | Path) -> None:
-        """Everything but config, models and encoders; stock sae_vis reads its own part of the file."""
-        storage.save_json(self, Path(filename))
-
-    @classmethod
-    def load_json(  # type: ignore[override]
-        cls,
-        filename: str | Path,
-        cfg: SaeVisConfig | None = None,
-        model: Any = None,
-        encoder: Any = None,
-        encoder_B: Any = None,
-    ) -> "SaeVisData":
-        """Undoes `save_json`. Model and encoder are needed for prompts only."""
-        models = [] if model is None else load_models(model)
-        features, stats, panels, page = storage.load_json(Path(filename))
-        return cls(
-            feature_data_dict=features, feature_stats=stats, cfg=cfg or SaeVisConfig(),
-            model=models[0] if models else None, encoder=encoder, encoder_B=encoder_B,
-            panels=panels, page=PageFacts(**page), models=models,
-        )  # fmt: skip
 
 
 def _shown_effect(showing: Showing, capture: Capture | None, built: Built) -> str:

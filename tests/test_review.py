@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from crossvis_tl import SaeVisData, gather, load_dictionary, merge, open_store
 from crossvis_tl.cli import app
 from crossvis_tl.page_data import prompt_page
-from crossvis_tl.prompts import gather_prompt
+from crossvis_tl.prompts import gather_prompts
 from tests.conftest import N_CTX, write_crosscoder
 from tests.test_golden import GOLDEN
 from tests.test_vis_data import HOOK, autoencoder
@@ -63,7 +63,7 @@ def test_a_crosscoder_with_other_targets_than_sources_is_gathered(name, tl_model
 
 
 def shown_prompt(data: SaeVisData, text: str):
-    return gather_prompt(data, data.capture, text, None, None, 5)
+    return gather_prompts(data, data.capture, [text], None, None, 5)
 
 
 def test_a_prompt_is_read_as_the_dashboards_were(crosscoder_dir, tl_models, tokens):
@@ -82,7 +82,8 @@ def test_a_prompt_is_read_as_the_dashboards_were(crosscoder_dir, tl_models, toke
         got = data.feature_data_dict[feature].prompt_data.feat_acts
         assert got == pytest.approx(want[:, feature].tolist(), abs=2e-4)  # BOS too: nothing was masked
     head, payloads = prompt_page(data, shown_prompt(data, text))
-    assert all(len(payload["prompt"]["t"]) == len(head["prompt"]["tokens"]) == 6 for _, payload in payloads)
+    assert len(head["prompts"]["each"][0]["tokens"]) == 6
+    assert all(len(payload["prompts"][0]["t"]) == 6 for _, payload in payloads)
 
 
 def test_a_prompt_of_nothing_but_ends_and_text_keeps_its_places(tl_models, tokens):
@@ -91,7 +92,7 @@ def test_a_prompt_of_nothing_but_ends_and_text_keeps_its_places(tl_models, token
     text = tl_models[0].tokenizer.decode([7, 9, 12])
     shown = shown_prompt(data, f"<|endoftext|><|endoftext|>{text}<|endoftext|>")
     for feature in (4, 9):
-        assert len(data.feature_data_dict[feature].prompt_data.token_ids) == len(shown.tokens)
+        assert len(data.feature_data_dict[feature].prompt_data.token_ids) == len(shown.each[0].tokens)
 
 
 def test_a_store_whose_hook_the_call_named_shows_prompts(tmp_path, tl_models, tokens):

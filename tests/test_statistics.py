@@ -26,11 +26,12 @@ def sparse(dense: torch.Tensor, n_positions: int = 8, n_parts: int = 1) -> Featu
         where = [(column != 0).nonzero().squeeze(-1) for column in some.T]
         starts = torch.tensor([0] + [len(p) for p in where]).cumsum(0)
         values = torch.cat([some[p, i] for i, p in enumerate(where)])
-        parts.append(Part(len(some) // n_positions, starts, torch.cat(where).int(), values, torch.zeros(0, 0)))
+        shares = torch.zeros(len(values), 0, dtype=torch.float16)
+        parts.append(Part(len(some) // n_positions, starts, torch.cat(where).int(), values, torch.zeros(0, 0), shares))
     tokens = torch.arange(rows * n_positions).reshape(rows, n_positions)
     mask = token_mask(tokens, None, "none")
     features = torch.arange(dense.shape[1])
-    manifest = Manifest("", "", [], [], "", "", len(features), "", "", [], {}, False, [], {}, {}, [])
+    manifest = Manifest("", "", [], [], "", "", len(features), "", "", [], {}, False, [], 0, {}, {}, [])
     return FeatureActs(tokens, mask, features, features, tuple(parts), {}, Fidelity("", "", [], 0, 0, 0), manifest)
 
 

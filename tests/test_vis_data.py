@@ -287,7 +287,7 @@ def test_json_of_another_kind_or_version_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no crossvis_tl dashboards"):
         SaeVisData.load_json(tmp_path / "x.json")
     (tmp_path / "x.json").write_text(json.dumps({"crossvis_tl": {"version": 99}}))
-    with pytest.raises(ValueError, match=r"is of version 99; this crossvis_tl reads version 2"):
+    with pytest.raises(ValueError, match=r"is of version 99; this crossvis_tl reads version 3"):
         SaeVisData.load_json(tmp_path / "x.json")
 
 

@@ -22,15 +22,26 @@ SCRIPTS = (  # in the order in which they are joined: later ones use earlier one
     "data.js",
     "tokens.js",
     "charts.js",
+    "sites.js",
     "tooltip.js",
     "panels.js",
     "sequences.js",
+    "search.js",
     "header.js",
     "jump.js",
+    "map_scales.js",
+    "map_draw.js",
+    "map_plot.js",
+    "map_table.js",
+    "map.js",
     "feature_view.js",
     "prompt_view.js",
+    "live_parts.js",
+    "live_view.js",
     "main.js",
 )
+STYLES = ("viewer.css", "map.css", "live.css")
+LIVE_ONLY = ("live_parts.js", "live_view.js", "live.css")  # no kernel answers a saved page, so none carries them
 
 
 def render_page(head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[str, Any]]]) -> str:
@@ -54,7 +65,10 @@ def page_chunks(head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[s
     """The page piece by piece: the shell up to the features, a tag for each, the rest."""
     check_head(head)
     title = html.escape(head["title"].encode("utf-8", "replace").decode("utf-8"))
-    fills = {"TITLE": title, "CSS": read("viewer.css"), "HEAD": inert_json(head, "the head"), "JS": viewer_script()}
+    view = head["view"]
+    fills = {
+        "TITLE": title, "CSS": style_sheet(view), "HEAD": inert_json(head, "the head"), "JS": viewer_script(view),
+    }  # fmt: skip
     before, after = read("shell.html").split("%%FEATURES%%")
     yield fill(before, fills)
     for number, feature in check_features(head, features):
@@ -73,9 +87,16 @@ def fill(shell: str, fills: Mapping[str, str]) -> str:
 
 
 @cache
-def viewer_script() -> str:
+def viewer_script(view: str = "feature") -> str:
     """-> the viewer's files joined inside one function, so that nothing of it is global."""
-    return "(() => {\n'use strict';\n" + "\n".join(bare(read(f"viewer/{name}")) for name in SCRIPTS) + "})();\n"
+    names = [name for name in SCRIPTS if view == "live" or name not in LIVE_ONLY]
+    return "(() => {\n'use strict';\n" + "\n".join(bare(read(f"viewer/{name}")) for name in names) + "})();\n"
+
+
+@cache
+def style_sheet(view: str = "feature") -> str:
+    """-> the style sheets joined."""
+    return "".join(read(name) for name in STYLES if view == "live" or name not in LIVE_ONLY)
 
 
 def bare(script: str) -> str:

@@ -27,10 +27,6 @@ def check_head(head: Mapping[str, Any]) -> None:
     check_index(head["features"])
     if head["first"] not in head["features"]["id"]:
         raise ValueError(f"first is feature {head['first']}, which is not in the index")
-    for measure in head["features"]["measures"]:
-        check_choice(f"the scale of measure {measure['name']!r}", measure["scale"], get_args(Scale))
-        if len(measure["values"]) != len(head["features"]["id"]):
-            raise ValueError(f"measure {measure['name']!r} does not have one value for each feature")
     if head["view"] == "prompt":
         check_prompts(head)
 
@@ -52,6 +48,10 @@ def check_index(index: Mapping[str, list[Any]]) -> None:
     strange = [i for i in index["id"] if type(i) is not int or i < 0]
     if strange:
         raise ValueError(f"feature ids are whole numbers from 0 on, got {short_list(map(repr, strange))}")
+    for measure in index["measures"]:
+        check_choice(f"the scale of measure {measure['name']!r}", measure["scale"], get_args(Scale))
+        if len(measure["values"]) != len(index["id"]):
+            raise ValueError(f"measure {measure['name']!r} does not have one value for each feature")
     twice = [i for i, count in Counter(index["id"]).items() if count > 1]
     if twice:
         raise ValueError(f"feature ids occur more than once in the index: {short_list(twice)}")

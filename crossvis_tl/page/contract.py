@@ -15,7 +15,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 VERSION = 2
 
 Kind = Literal["sae", "crosscoder", "clt", "plt"]
-View = Literal["feature", "prompt"]
+View = Literal["feature", "prompt", "live"]  # live: in a notebook, whose kernel answers what is typed
 Verdict = Literal["plausible", "doubtful", "implausible"]
 Metric = Literal["act_quantile", "act_size", "loss_effect"]
 Scale = Literal["linear", "log"]
@@ -34,12 +34,13 @@ ComponentName = Literal[
 
 
 class SiteLabel(TypedDict):
-    """A place that is read or written: index into `Head.models`, hook name (None: not known), text shown, and how
-    many dimensions it has."""
+    """A place that is read or written: index into `Head.models`, hook name (None: not known), text shown, the part of
+    it that tells it from the others, and how many dimensions it has."""
 
     model: int
     hook: str | None
     label: str
+    short: NotRequired[str]
     width: NotRequired[int]
 
 
@@ -217,8 +218,8 @@ class Sites(_SitesClass, total=False):
     """Decoder norms, cosines and logit lenses, over the targets this feature writes.
 
     `target_index`: which of `Head.targets` those are; absent means all, in order. `norms`, `shares`: [target].
-    `cosine`: [target][target]. `lens`: [target], None for a site that writes no logits. `relative_norm`: the second model's share of the norm, 0 = only in `Head.models[0]`,
-    1 = only in `Head.models[1]`.
+    `cosine`: [target][target]. `lens`: [target], None for a site that writes no logits.
+    `relative_norm`: the second model's share of the norm, 0 = only in `Head.models[0]`, 1 = only in `Head.models[1]`.
     """
 
     target_index: list[int]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 # Digits of a column's largest number, beyond which numbers are rounded.
-ACT_DIGITS, LOSS_DIGITS, LOGIT_DIGITS, MOVED_DIGITS, P_DIGITS, SHARE_DIGITS = 5, 4, 4, 3, 3, 2
+ACT_DIGITS, LOSS_DIGITS, LOGIT_DIGITS, MOVED_DIGITS, P_DIGITS, SHARE_DIGITS = 5, 4, 3, 3, 3, 2
 Packed = dict[str, Any]
 
 
@@ -37,8 +37,9 @@ def columns(sequences: Sequence[Mapping[str, Any]]) -> Packed:
     tokens = flat(sequence["t"] for sequence in sequences)
     acts = np.array(flat(sequence["a"] for sequence in sequences), dtype=float)
     packed: Packed = {"n": [len(sequence["t"]) for sequence in sequences], "t": tokens, "a": scaled(acts, ACT_DIGITS)}
-    for name in ("bold", "row", "pos", "doc"):
-        packed[name] = [sequence.get(name) for sequence in sequences]
+    for name in ("bold", "row", "pos"):
+        packed[name] = [sequence[name] for sequence in sequences]
+    packed["doc"] = [None if s.get("doc") == s["row"] else s.get("doc") for s in sequences]  # as most are
     first = first_places(tokens)
     n_models = max((len(sequence["e"]) for sequence in sequences), default=0)
     packed["e"] = [_effects([sequence["e"][m] for sequence in sequences], first) for m in range(n_models)]
@@ -55,7 +56,7 @@ def columns(sequences: Sequence[Mapping[str, Any]]) -> Packed:
 def _effects(effects: Sequence[Mapping[str, Any]], first: Sequence[int]) -> Packed:
     """One model's effects along all sequences. `first`: places of the tokens that have a direct logit of their own."""
     logits = np.array(flat(effect["logit"] for effect in effects), dtype=float)
-    packed = {
+    packed: Packed = {
         "loss": scaled(np.array(flat(effect["loss"] for effect in effects), dtype=float), LOSS_DIGITS),
         "logit": scaled(logits[first], LOGIT_DIGITS),
     }

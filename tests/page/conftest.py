@@ -35,7 +35,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, tmp_path: Path) -> Iterator[OpenPage]:
-    """-> open_page(head, features, address="", **context options), a page that has drawn its first feature.
+    """-> open_page(head, features, address="", **context options), a page that has drawn its first feature or the map.
 
     When the test ends: nothing was asked for but the file itself, and nothing was written to the console.
     """
@@ -53,7 +53,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[OpenPage]:
         page.on("pageerror", lambda error: faults.append(str(error)))
         watched.append((page, path.as_uri(), requests, faults))
         page.goto(path.as_uri() + address)
-        page.wait_for_selector("main article, [data-field=nothing]")
+        page.wait_for_selector("main article, main [data-map], [data-field=nothing]")
         return page
 
     yield open_one

@@ -177,3 +177,36 @@ def make_prompt_page() -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]
         view="prompt", layout=layout, prompts={"metric": "act_quantile", "scopes": ["all features"], "each": each}
     )
     return head, [(7, make_feature(prompts=[prompt])), (12, make_feature(4.0, prompts=[prompt])), (40, dead_feature())]
+
+
+def make_map_head(n: int = 40, **changes: Any) -> dict[str, Any]:
+    """A head of `n` features of two models that opens on the map. Ids are 100, 101 ...; feature 100 + i has relative
+    norm i / (n - 1), fires on a token or two, is "only base", shared or "only chat", and every tenth is dead."""
+    alive = [i % 10 != 9 for i in range(n)]
+    relative = [i / (n - 1) for i in range(n)]
+    measures = [
+        {"name": "relative_norm", "label": "relative norm", "scale": "linear", "values": relative, "help": "Of two."},
+        {
+            "name": "cosine",
+            "label": "decoder cosine",
+            "scale": "linear",
+            "values": [None if i % 20 == 19 else 1 - 2 * abs(r - 0.5) for i, r in enumerate(relative)],
+            "help": "Between the decoders.",
+        },
+    ]
+    features = {
+        "id": [100 + i for i in range(n)],
+        "label": [f"label {i}" if i % 2 else "" for i in range(n)],
+        "density": [10 ** (-1 - i % 5) if on else 0.0 for i, on in enumerate(alive)],
+        "max": [1.0 + i % 7 if on else 0.0 for i, on in enumerate(alive)],
+        "class": ["only base" if r < 0.3 else "only chat" if r > 0.7 else "shared" for r in relative],
+        "tokens": [[(CAT, MAT, DOG)[i % 3], THE][: 1 + i % 2] if on else [] for i, on in enumerate(alive)],
+        "measures": measures,
+    }
+    layout = make_layout() | {"map": {"x": None, "y": None, "color": None}}
+    return make_head(**{"features": features, "first": 100, "open_map": True, "layout": layout} | changes)
+
+
+def make_map_features(head: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """A small payload for each feature of a head."""
+    return [(number, make_feature(groups=[], acts_histogram=None, logits=[])) for number in head["features"]["id"]]

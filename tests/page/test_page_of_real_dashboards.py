@@ -6,7 +6,7 @@ import torch
 
 from crossvis_tl import SaeVisData, load_dictionary
 from crossvis_tl.page_data import feature_page, prompt_page
-from crossvis_tl.prompts import gather_prompt
+from crossvis_tl.prompts import gather_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore::crossvis_tl.CrossvisWarning")
 HOOK = "blocks.1.hook_resid_post"
@@ -78,17 +78,18 @@ def test_a_prompts_page(crosscoder_data, tl_models, open_page):
 
     prompt = "HELLO!"
     capture = Capture(crosscoder_data.encoder, tl_models)
-    shown = gather_prompt(crosscoder_data, capture, prompt, "act_size", None, 10)
+    prompts = gather_prompts(crosscoder_data, capture, [prompt], "act_size", None, 10)
+    shown = prompts.each[0]
     assert shown.tokens[0] == 0
     x = [m.run_with_cache(torch.tensor([shown.tokens]))[1][HOOK][0] for m in tl_models]
     acts = crosscoder_data.encoder.encode(x)
     acts[0] = 0
-    for position, rows in enumerate(shown.scores["act_size"]):
+    for position, rows in enumerate(shown.scores["act_size"][0]):
         expected = {f: f"{acts[position, f].item():.3f}" for f in (3, 12, 30) if acts[position, f] > 0}
         assert dict(rows) == expected
-    head, payloads = prompt_page(crosscoder_data, shown)
+    head, payloads = prompt_page(crosscoder_data, prompts)
     page = open_page(head, list(payloads))
     page.wait_for_selector("main article")
-    best, score = shown.scores["act_size"][shown.position][0]
+    best, score = shown.scores["act_size"][0][shown.position][0]
     assert f"#{best}" in page.locator("main").inner_text()
     assert score in page.locator("main").inner_text()

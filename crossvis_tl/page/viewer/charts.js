@@ -68,7 +68,7 @@ const markLine = (scale, value, label) => {
  * A histogram -> {node, mark}. `mark(value, label)` draws the line at a value; `mark()` takes it back to `rest`, the
  * {value, label} shown when nothing is pointed at, if any.
  */
-const histogramChart = (histogram, { name, isSigned = false, rest = null }) => {
+const histogramChart = (histogram, { name, unit, isSigned = false, rest = null }) => {
   const scale = scales(histogram);
   const total = histogram.heights.reduce((sum, height) => sum + height, 0);
   const peak = histogram.heights.indexOf(largest(histogram.heights));
@@ -83,7 +83,17 @@ const histogramChart = (histogram, { name, isSigned = false, rest = null }) => {
   mark();
   const drawing = [...axes(scale), ...bars(histogram, scale, isSigned), line];
   const view = `0 0 ${BOX.width} ${BOX.height}`;
-  return { node: el("svg:svg.chart", { viewBox: view, role: "img", "aria-label": label }, drawing), mark };
+  const svg = el("svg:svg.chart", { viewBox: view, role: "img", "aria-label": label }, drawing);
+  return { node: el("div.drawn", svg, binTable(histogram, scale, name, unit)), mark };
+};
+
+/** The same numbers as a table, for those who cannot see bars. Empty bins are left out. */
+const binTable = ({ heights }, { low, high }, name, unit) => {
+  const edge = (i) => num(low + ((high - low) * i) / heights.length);
+  const rows = heights.map((height, i) => height > 0 && [`${edge(i)} to ${edge(i + 1)}`, count(height)]).filter(Boolean);
+  const made = table("table", [unit, "count"], rows);
+  made.prepend(el("caption", name));
+  return el("div.unseen", made);
 };
 
 /** A bar for a share of the longest, beside a number that is printed. */

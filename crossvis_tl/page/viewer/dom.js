@@ -29,7 +29,7 @@ const listen = (type, listener) => document.addEventListener(type, listener, tru
 /** The largest of any count of numbers and 0. */
 const largest = (numbers) => numbers.reduce((most, x) => (x > most ? x : most), 0);
 
-const minus = (text) => text.replace("-", "\u2212");
+const minus = (text) => text.replaceAll("-", "\u2212");
 
 /** A number for reading: 0.123, 12.3, 3.2e−5; an en dash for none. */
 const num = (x, digits = 3) => {

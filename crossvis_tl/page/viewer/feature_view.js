@@ -3,6 +3,7 @@
 const PANELS = {
   FeatureTables: featureTables, ActsHistogram: actsHistogram, LogitsTable: logitsTable, LogitsHistogram: logitsHistogram,
   Sequences: sequences, Prompt: promptPanel, DecoderNorms: decoderNorms, DecoderCosine: decoderCosine,
+  SiteLogits: siteLogits, SourceAttribution: sourceAttribution,
 };
 
 /** The panels of a feature in the layout's columns, without empty ones. */
@@ -48,6 +49,7 @@ const featureArticle = (ctx, under, height) => {
     el("div.top", featureTitle(ctx), under, featureFacts(ctx)),
     el("div.columns", { vars: { "--height": height } }, layoutColumns(ctx)));
   drawLoss(ctx);
+  drawShades(ctx);
   return { ctx, node };
 };
 
@@ -74,61 +76,113 @@ const writeAddress = (hash, isNewEntry = false) => {
   } catch { /* about:srcdoc */ }
 };
 
-/** Previous, next, and where we are -> {node, update}. */
-const stepper = (step) => {
+/** Previous, next, and where we are -> {node, update}. `all` goes back from an order of the map to that of the page. */
+const stepper = (step, all) => {
   const button = (by, sign, action) => el("button.button", {
     data: { action }, "aria-label": `${action} feature`, on: { click: () => step(by) },
   }, sign);
   const [previous, next] = [button(-1, "←", "previous"), button(1, "→", "next")];
   const place = field("place", "", "span.place");
-  const update = (at, of) => {
-    place.textContent = `${count(at + 1)} of ${count(of)}`;
+  const whole = el("button.button", { data: { action: "all" }, on: { click: all } }, `All ${count(PLACE.size)}`);
+  const update = (at, of, isOwn) => {
+    const kind = isOwn ? "" : of < PLACE.size ? " (filtered)" : " (sorted)";
+    place.textContent = `${count(at + 1)} of ${count(of)}${kind}`;
     previous.disabled = at === 0;
     next.disabled = at === of - 1;
+    whole.hidden = isOwn;
   };
-  return { node: el("div.steps", previous, place, next), update };
+  return { node: el("div.steps", previous, place, next, whole), update };
 };
 
-/** The feature view -> {nodes, step, find, start}. */
+/** The feature view, with the map if there is one -> {nodes, step, find, escape, map, start}. */
 const featureView = () => {
   const ids = HEAD.features.id;
   const main = el("main");
   const announce = el("p.unseen", { "aria-live": "polite" });
-  let current = null;
+  let order = ids; // of previous and next: that of the page, or the map's
+  let asked = null; // what is on the screen or being read: an id, or "map"
+  let seen = null; // the feature shown last
   let ctx = null;
 
-  const show = async (id) => {
-    if (id === current) return;
-    current = id;
-    const made = await readArticle(id, (read) => featureArticle(read, null, `${HEAD.layout.height}px`));
-    if (current !== id) return; // another was asked for meanwhile
+  /** Put one of the two screens on the page. */
+  const put = (isMap, node, said, title) => {
     hideTip();
+    [bar.hidden, key.hidden] = [isMap, isMap];
+    if (map) map.bar.hidden = !isMap;
+    main.replaceChildren(node);
+    announce.textContent = said;
+    document.title = `${title} · ${HEAD.title}`;
+  };
+  const place = () => steps.update(order.indexOf(seen), order.length, order === ids);
+  const show = async (id) => {
+    if (id === asked) return;
+    asked = seen = id;
+    if (!order.includes(id)) order = ids;
+    const made = await readArticle(id, (read) => featureArticle(read, null, `${HEAD.layout.height}px`));
+    if (asked !== id) return; // another was asked for meanwhile
     ctx = made.ctx;
-    main.replaceChildren(made.node);
-    steps.update(PLACE.get(id), ids.length);
-    announce.textContent = `Feature ${id} ${record(id).label}`;
-    document.title = `#${id} · ${HEAD.title}`;
+    put(false, made.node, `Feature ${id} ${record(id).label}`, `#${id}`);
+    place();
+  };
+  const showMap = () => {
+    if (asked === "map") return;
+    asked = "map";
+    put(true, map.node, `Map of ${count(ids.length)} features`, "Map");
+    map.reveal(seen);
   };
   const go = (id, isNewEntry = true) => {
     writeAddress(`f=${id}`, isNewEntry);
     return show(id);
   };
+  const goFromMap = (id) => {
+    order = map.order();
+    return go(id);
+  };
+  const goMap = (isNewEntry = true) => {
+    writeAddress("map", isNewEntry);
+    showMap();
+  };
+  const leave = () => go(seen ?? HEAD.first);
   const step = (by) => {
-    const to = ids[PLACE.get(current) + by];
+    if (asked === "map") return map.step(by);
+    const to = order[order.indexOf(seen) + by];
     if (to !== undefined) go(to, false);
   };
+  const escape = () => {
+    dismissTip();
+    if (asked === "map" && !map.clear() && seen != null) leave();
+  };
 
-  const steps = stepper(step);
-  const jump = jumpBox(() => current, go);
+  const steps = stepper(step, () => {
+    order = ids;
+    place();
+  });
+  const jump = jumpBox(() => seen, go);
+  const map = HAS_MAP ? featureMap(goFromMap, leave) : null;
+  const redraw = () => ctx && drawLoss(ctx);
+  const toMap = map
+    && el("button.button", { data: { action: "map" }, on: { click: () => goMap() } }, "Map ", el("kbd", "m"));
+  const bar = el("nav.bar", { "aria-label": "Features" },
+    toMap, steps.node, jump.node, modelChoice(redraw), helpButton());
+  const key = legend();
   listen("click", (event) => {
     const link = event.target.closest?.("[data-link]");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    go(Number(link.dataset.link));
+    (asked === "map" ? goFromMap : go)(Number(link.dataset.link));
   });
-  window.addEventListener("popstate", () => idInAddress() != null && show(idInAddress()));
-  const redraw = () => ctx && drawLoss(ctx);
-  const bar = el("nav.bar", { "aria-label": "Features" }, steps.node, jump.node, modelChoice(redraw), helpButton());
-  const start = () => go(idInAddress() ?? HEAD.first, false);
-  return { nodes: [bar, legend(), announce, main], step, find: jump.focus, start };
+  window.addEventListener("popstate", () => {
+    if (map && location.hash === "#map") showMap();
+    else if (idInAddress() != null) show(idInAddress());
+  });
+  const start = () => {
+    const id = idInAddress();
+    if (map && id == null && (HEAD.open_map || location.hash === "#map")) goMap(false);
+    else go(id ?? HEAD.first, false);
+  };
+  return {
+    nodes: [bar, map?.bar, key, announce, main], step, escape, start,
+    find: () => (asked === "map" ? map.find() : jump.focus()),
+    map: map && (() => (asked === "map" ? leave() : goMap())),
+  };
 };

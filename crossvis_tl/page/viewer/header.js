@@ -76,8 +76,14 @@ const legend = () => {
 
 const KEYS = [
   ["j or →", `next ${ON_PAGE ? "feature" : "token"}`], ["k or ←", `previous ${ON_PAGE ? "feature" : "token"}`],
-  ...(ON_PAGE ? [["/", "find a feature by number or label"]] : []),
-  ["Tab", "into the sequences; then arrow keys from token to token"], ["Esc", "close what is open"], ["?", "this help"],
+  ...(ON_PAGE ? [["/", "find features by number, label or token; a leading space counts: “ return”"]] : []),
+  ...(HAS_MAP ? [
+    ["m", "the map of all features, and back"],
+    ["↑ ↓", "in the map's table or among its dots; Enter opens one"],
+    ["drag", "a box in the map keeps the dots inside; so does Shift with arrow keys"],
+  ] : []),
+  ["Tab", "into the sequences; then arrow keys from token to token"],
+  ["Esc", `close what is open${HAS_MAP ? "; in the map: clear the filter, then go back" : ""}`], ["?", "this help"],
 ];
 const READING = [
   "A token's shade is the feature's activation on it, relative to the largest shown. The number before a row is that of its bold token.",

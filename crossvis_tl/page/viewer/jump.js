@@ -1,22 +1,20 @@
-// Finding a feature by number or label: a text field with a list of matches under it.
+// Finding a feature by number, label or token: a text field with a list of matches under it.
 
 const LISTED = 50;
 
-/** Ids that match a query, best first; without one, the current feature's neighbours. */
+/** Matches of a query, best first; without one, the current feature and its neighbours -> [{id, token}]. */
 const matches = (query, current) => {
-  const { id: ids, label: labels } = HEAD.features;
-  const wanted = query.trim().toLowerCase().replace(/^#/, "");
-  if (!wanted) return ids.slice(Math.max(PLACE.get(current) - 3, 0)).slice(0, LISTED);
-  const begins = ids.filter((id) => String(id).startsWith(wanted)).sort((a, b) => a - b);
-  const labelled = ids.filter((id, i) => !String(id).startsWith(wanted) && labels[i].toLowerCase().includes(wanted));
-  return [...begins, ...labelled].slice(0, LISTED);
+  const found = search(query.trim() && query);
+  const near = () => HEAD.features.id.slice(Math.max(PLACE.get(current) - 3, 0)).map((id) => ({ id, token: null }));
+  return (found ? bestFirst(found) : near()).slice(0, LISTED);
 };
 
-/** One match. */
-const matchOption = (id) => {
+/** One match, with the token that matched where it is for that. */
+const matchOption = ({ id, token }) => {
   const { label, density, max, class: name } = record(id);
   return el("li", { id: `option-${id}`, role: "option", data: { optionId: id } },
     el("b", `#${id}`), el("span.label", label || name || ""),
+    token != null && el("span.fires", "fires on", chip(token, { class: "hit" })),
     el("span.stats", max > 0 ? `${percent(density, 2)} · max ${num(max, 2)}` : "dead"));
 };
 
@@ -32,7 +30,7 @@ const selectOption = (input, option) => {
 /** Fill the list with what matches, or say that nothing does. */
 const fillMatches = (input, list, current) => {
   const found = matches(input.value, current).map(matchOption);
-  list.replaceChildren(...(found.length ? found : [el("li.none", "No feature has this number or label.")]));
+  list.replaceChildren(...(found.length ? found : [el("li.none", "No feature has this number, label or token.")]));
   list.hidden = false;
   input.setAttribute("aria-expanded", true);
   selectOption(input, found.find(({ dataset }) => !input.value && Number(dataset.optionId) === current) ?? found[0]);
@@ -42,7 +40,7 @@ const fillMatches = (input, list, current) => {
 const jumpBox = (current, go) => {
   const list = el("ul", { id: "matches", role: "listbox", "aria-label": "Features", hidden: true });
   const input = el("input", {
-    role: "combobox", placeholder: "Find a feature", "aria-label": "Find a feature by number or label",
+    role: "combobox", placeholder: "Find a feature", "aria-label": "Find a feature by number, label or token text",
     "aria-controls": "matches", "aria-expanded": "false", autocomplete: "off", data: { field: "jump" },
   });
   const open = () => fillMatches(input, list, current());

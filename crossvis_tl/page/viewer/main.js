@@ -7,11 +7,12 @@ const isTyping = (target) => target instanceof Element && target.closest("input,
 const listenForKeys = (view) => {
   const keys = {
     j: () => view.step(1), ArrowRight: () => view.step(1), k: () => view.step(-1), ArrowLeft: () => view.step(-1),
-    "/": view.find, "?": openHelp, Escape: dismissTip,
+    "/": view.find, m: view.map, "?": openHelp, Escape: view.escape ?? dismissTip,
   };
   listen("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
     const cell = event.target.closest?.("[data-token]");
+    if (/^(Arrow|Enter$)/.test(event.key) && event.target.closest?.("[data-own-keys]")) return;
     const moves = cell && /^(Arrow|Home$|End$)/.test(event.key);
     if (!moves && !keys[event.key]) return;
     event.preventDefault();
@@ -21,7 +22,7 @@ const listenForKeys = (view) => {
 };
 
 const main = () => {
-  const view = HEAD.view === "prompt" ? promptView() : featureView();
+  const view = HEAD.view === "live" ? liveView() : HEAD.view === "prompt" ? promptView() : featureView();
   const banner = HEAD.fidelity && fidelityBanner(HEAD.fidelity);
   const app = el("div", { id: "app", data: { view: HEAD.view } }, banner, pageHeader(), view.nodes, helpDialog());
   document.getElementById("app").replaceWith(app);

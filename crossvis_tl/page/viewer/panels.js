@@ -32,12 +32,12 @@ const featureTables = ({ data }, config) => {
 const actsHistogram = (ctx) => {
   const histogram = ctx.data.acts_histogram;
   if (!histogram) return panel("ActsHistogram", "Activations", neverFired());
-  const chart = histogramChart(histogram, { name: "Histogram of activations", rest: ctx.rest });
+  const chart = histogramChart(histogram, { name: "Histogram of activations", unit: "activation", rest: ctx.rest });
   ctx.listeners.push((cell) => {
     if (cell) chart.mark(cell.seq.a[cell.at], `${quoted(cell.seq.t[cell.at])} ${num(cell.seq.a[cell.at])}`);
     else chart.mark();
   });
-  return panel("ActsHistogram", "Activations", chart.node);
+  return panel("ActsHistogram", el("span", "Activations ", el("small", "tokens by activation")), chart.node);
 };
 
 const neverFired = () => el("p.none", field("never-fired", "Never fired on these tokens.", "span"));
@@ -71,7 +71,7 @@ const logitsHistogram = (ctx) => {
   const one = ({ model, name, histogram }) => {
     if (!histogram) return el("p.none", "No histogram.");
     const title = `Histogram of the feature's direct logits${SEVERAL ? ` in ${name}` : ""}`;
-    const chart = histogramChart(histogram, { name: title, isSigned: true });
+    const chart = histogramChart(histogram, { name: title, unit: "logit", isSigned: true });
     ctx.listeners.push((cell) => {
       const logit = cell?.seq.e[model]?.logit?.[cell.at];
       if (logit == null) chart.mark();
@@ -79,47 +79,5 @@ const logitsHistogram = (ctx) => {
     });
     return chart.node;
   };
-  return panel("LogitsHistogram", "Direct logits", perModel(ctx, one));
-};
-
-/** The targets of a feature, in the order of its norms. */
-const targetsOf = ({ norms, target_index: index }) => (index ?? norms.map((_, i) => i)).map((i) => HEAD.targets[i]);
-
-/** Where a feature lies between two models: a scale from one to the other. */
-const relativeNorm = (sites) =>
-  el("div.relative",
-    el("p", "Relative norm ", field("relative-norm", num(sites.relative_norm)),
-      sites.class && [" · ", field("site-class", sites.class, "span")]),
-    el("div.scale", { vars: { "--at": sites.relative_norm } }),
-    el("div.ends", modelName(0), modelName(1)));
-
-const decoderNorms = ({ data: { sites } }) => {
-  if (!sites?.norms) return null;
-  const most = largest(sites.norms) || 1;
-  const shares = sites.shares && sites.shares.map((share) => percent(share, 1));
-  const rows = targetsOf(sites).map((target, i) => [
-    el("th", { scope: "row" }, target.label), el("td.wide", gauge(sites.norms[i] / most, target.model)),
-    el("td", { data: { siteNorm: i } }, num(sites.norms[i])), ...(shares ? [shares[i]] : []),
-  ]);
-  return panel("DecoderNorms", "Decoder norms",
-    el("div.scroll", table("table.norms", ["Site", "", "Norm", ...(shares ? ["Share"] : [])], rows)),
-    sites.relative_norm != null && SEVERAL && relativeNorm(sites),
-    sites.note && el("p.note", sites.note));
-};
-
-/** One cell of the cosine matrix: blue above zero, red below, the number in both. */
-const cosineCell = (value) =>
-  el(value < 0 ? "td.negative" : "td.positive", { vars: { "--shade": Math.min(Math.abs(value), 1) } }, num(value, 2));
-
-const decoderCosine = ({ data: { sites } }) => {
-  const [targets, cosine] = [sites?.norms && targetsOf(sites), sites?.cosine];
-  if (!targets || !cosine || cosine.length < 2) return null;
-  if (cosine.length === 2) {
-    const names = `between ${targets[0].label} and ${targets[1].label}`;
-    return panel("DecoderCosine", "Decoder cosine",
-      el("p.single", field("cosine", num(cosine[0][1])), names));
-  }
-  const labels = targets.map(({ label }) => label);
-  const rows = cosine.map((values, i) => [el("th", { scope: "row" }, labels[i]), ...values.map(cosineCell)]);
-  return panel("DecoderCosine", "Decoder cosine", el("div.scroll", table("table.matrix", ["", ...labels], rows)));
+  return panel("LogitsHistogram", el("span", "Direct logits ", el("small", "vocabulary by logit")), perModel(ctx, one));
 };

@@ -7,22 +7,23 @@ let shown = null; // the element the tooltip belongs to
 let dismissed = null; // the focused element whose tooltip was closed with Esc
 
 /** A short table of tokens raised or lowered. */
-const movedTokens = (title, pairs) =>
+const movedTokens = (title, pairs, rows) =>
   el("table", el("caption", title),
-    el("tbody", (pairs ?? []).map(([token, change]) => row([chip(token), signed2(change)]))));
+    el("tbody", (pairs ?? []).slice(0, rows).map(([token, change]) => row([chip(token), signed2(change)]))));
 
 /** What the feature does to one model's prediction of a token. */
-const effectPart = (effect, model, at) => {
+const effectPart = (effect, model, at, rows) => {
   const loss = effect.loss?.[at];
   if (loss == null) return null;
-  const [up, down, logit] = [effect.up?.[at], effect.down?.[at], effect.logit?.[at]];
+  const [up, down, logit, p] = [effect.up?.[at], effect.down?.[at], effect.logit?.[at], effect.p?.[at]];
   return el("div.effect", { data: { effect: model } },
     SEVERAL && el("div", modelName(model)),
     el("div.pair", el("span", "Loss effect"),
       field("loss", `${signed(loss)} nats`), el("i", loss < 0 ? "helps" : loss > 0 ? "hurts" : "no effect")),
+    p != null && el("div.pair", el("span", "Probability"), field("probability", p < 0.0005 ? "< 0.1%" : percent(p, 1))),
     logit != null && el("div.pair", el("span", "Direct logit"), field("logit", signed(logit))),
     (up?.length || down?.length) && el("div.sides",
-      movedTokens("Raised most", up), movedTokens("Lowered most", down)));
+      movedTokens("Raised most", up, rows), movedTokens("Lowered most", down, rows)));
 };
 
 /** Where a token of a sequence stands in the data. */
@@ -32,15 +33,26 @@ const placeOf = ({ row, pos, bold, doc }, at) =>
     pos != null && `position ${count(pos + at - (bold ?? 0))}`,
   ].filter(Boolean).join(", ");
 
+/** What each source adds to an activation, in shares of the pre-activation. */
+const drivenPart = (seq, at) => {
+  if (!seq.s?.length || !seq.a[at]) return null;
+  const shares = seq.s.map((column) => column[at]);
+  const bias = 1 - shares.reduce((sum, share) => sum + share, 0);
+  const named = HEAD.sources.map((source, s) => [[SEVERAL && modelMark(source.model), shortLabel(source)], shares[s], s]);
+  return el("div.pair", el("span", "Driven by"), [...named, [["bias"], bias, "bias"]].map(([name, share, s]) =>
+    el("span.driven", { data: { driven: s } }, name, " ", el("b", percent(share, 0)))));
+};
+
 /** The tooltip's content for a token. */
-const tokenCard = ({ ctx, seq, at }) => {
+const tokenCard = ({ ctx, seq, at, rows }) => {
   const token = seq.t[at];
   const place = seq === ctx.prompt ? `position ${at}` : placeOf(seq, at);
-  const effects = seq.e.map((effect, model) => effectPart(effect, model, at)).filter(Boolean);
+  const effects = seq.e.map((effect, model) => effectPart(effect, model, at, rows)).filter(Boolean);
   return [
     el("div.title", chip(token, { data: { field: "text" } }),
       el("span", "id ", field("token-id", String(HEAD.token_ids[token]), "span"))),
     el("div.pair", el("span", "Activation"), field("activation", num(seq.a[at])), place && el("i", place)),
+    drivenPart(seq, at),
     effects.length > 0 && el("div.why", "Predicting this token, by the feature on the token before:"),
     effects.length > 0 && el("div.effects", effects),
   ].filter(Boolean);

@@ -1,0 +1,95 @@
+// The panels that need several sites: norms, cosines, logit lenses, and which source drives the feature.
+
+/** A site among its like: the model or the layer alone, where that tells them apart. */
+const shortLabel = ({ short, label }) => short ?? label;
+
+/** The targets of a feature, in the order of its norms. */
+const targetsOf = ({ norms, target_index: index }) => (index ?? norms.map((_, i) => i)).map((i) => HEAD.targets[i]);
+
+/** Where a feature lies between two models: a scale from one to the other. */
+const relativeNorm = (sites) =>
+  el("div.relative",
+    el("p", "Relative norm ", field("relative-norm", num(sites.relative_norm)),
+      sites.class && [" · ", field("site-class", sites.class, "span")]),
+    el("div.scale", { vars: { "--at": sites.relative_norm } }),
+    el("div.ends", modelName(0), modelName(1)));
+
+const decoderNorms = ({ data: { sites } }) => {
+  if (!sites?.norms) return null;
+  const most = largest(sites.norms) || 1;
+  const shares = sites.shares && sites.shares.map((share) => percent(share, 1));
+  const rows = targetsOf(sites).map((target, i) => [
+    el("th", { scope: "row" }, SEVERAL && modelMark(target.model), shortLabel(target)), el("td.wide", gauge(sites.norms[i] / most, target.model)),
+    el("td", { data: { siteNorm: i } }, num(sites.norms[i])), ...(shares ? [shares[i]] : []),
+  ]);
+  return panel("DecoderNorms", "Decoder norms",
+    el("div.scroll", table("table.norms", ["Site", "", "Norm", ...(shares ? ["Share of squares"] : [])], rows)),
+    sites.relative_norm != null && SEVERAL && relativeNorm(sites),
+    sites.note && el("p.note", sites.note));
+};
+
+/** One cell of the cosine matrix: blue above zero, red below, the number in both. */
+const cosineCell = (value) =>
+  el(value < 0 ? "td.negative" : "td.positive", { vars: { "--shade": Math.min(Math.abs(value), 1) } }, num(value, 2));
+
+const decoderCosine = ({ data: { sites } }) => {
+  const [targets, cosine] = [sites?.norms && targetsOf(sites), sites?.cosine];
+  if (!targets || !cosine || cosine.length < 2) return null;
+  if (cosine.length === 2) {
+    const names = `between ${shortLabel(targets[0])} and ${shortLabel(targets[1])}`;
+    return panel("DecoderCosine", "Decoder cosine",
+      el("p.single", field("cosine", num(cosine[0][1])), names));
+  }
+  const labels = targets.map(shortLabel);
+  const rows = cosine.map((values, i) => [el("th", { scope: "row" }, labels[i]), ...values.map(cosineCell)]);
+  return panel("DecoderCosine", "Decoder cosine", el("div.scroll", table("table.matrix", ["", ...labels], rows)));
+};
+
+/** Tokens of one side of a lens, shaded by size; the numbers by pointer and focus. */
+const lensTokens = (side, pairs, most) =>
+  el("td", { data: { lens: side } }, pairs.map(([token, value]) => chip(token, {
+    class: side, tabindex: 0, vars: { "--shade": Math.abs(value) / most }, data: { help: `${quoted(token)} ${signed(value)} logits` },
+  })));
+
+/** What each site's decoder row says by itself. */
+const siteLogits = ({ data: { sites } }, config) => {
+  const lenses = sites?.lens ?? [];
+  if (!lenses.some(Boolean)) return null;
+  const rows = config.n_rows ?? Infinity;
+  const cut = (pairs) => pairs.slice(0, rows);
+  const most = largest(lenses.flatMap((lens) => (lens ? [...cut(lens.top), ...cut(lens.bottom)] : []))
+    .map(([, value]) => Math.abs(value))) || 1;
+  const lines = targetsOf(sites).map((target, i) => [
+    el("th", { scope: "row" }, SEVERAL && modelMark(target.model), shortLabel(target)),
+    ...(lenses[i] ? [lensTokens("positive", cut(lenses[i].top), most), lensTokens("negative", cut(lenses[i].bottom), most)]
+      : [el("td.none", { colspan: 2 }, "writes no logits")]),
+  ]);
+  return panel("SiteLogits", "Logit lens by site",
+    el("div.scroll", table("table.lens", ["Site", "Raised most", "Lowered most"], lines)));
+};
+
+let driver = null; // the source whose part of the activations is drawn, null for the whole
+
+/** Which source drives the feature, and whose part tokens are shaded by. */
+const sourceAttribution = (ctx) => {
+  const shares = ctx.data.attribution;
+  if (!shares) return null;
+  const bias = 1 - shares.reduce((sum, share) => sum + share, 0);
+  const most = largest([...shares, bias].map(Math.abs)) || 1;
+  const bar = (share, model) => el("td.wide", el(share < 0 ? "div.gauge.against" : "div.gauge", {
+    data: model == null ? {} : { model: model % 4 }, vars: { "--share": Math.abs(share) / most },
+  }));
+  const rows = HEAD.sources.map((source, s) => [
+    el("th", { scope: "row" }, SEVERAL && modelMark(source.model), shortLabel(source)), bar(shares[s], source.model),
+    el("td", { data: { sourceShare: s } }, percent(shares[s], 1)),
+  ]);
+  rows.push([el("th", { scope: "row" }, "bias"), bar(bias), percent(bias, 1)]);
+  const options = [["activation", { driver: "all" }], ...HEAD.sources.map((source, s) => [shortLabel(source), { driver: s }])];
+  const shade = choice("Shade tokens by", options, driver == null ? 0 : driver + 1, (i) => {
+    driver = i ? i - 1 : null;
+    drawShades(ctx);
+  });
+  return panel("SourceAttribution", el("span", "Driven by ", el("small", "shares of the pre-activation, top examples")),
+    el("div.scroll", table("table.norms", ["Source", "", "Share"], rows)),
+    el("div.pick.shading", "Shade tokens by", shade));
+};
