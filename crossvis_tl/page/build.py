@@ -12,6 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rcssmin import cssmin
+from rjsmin import jsmin
+
 from crossvis_tl.files import write_whole
 from crossvis_tl.page.check import check_features, check_head
 from crossvis_tl.page.encode import deflate, find_culprit, inert_json
@@ -41,7 +44,11 @@ SCRIPTS = (  # in the order in which they are joined: later ones use earlier one
     "main.js",
 )
 STYLES = ("viewer.css", "map.css", "live.css")
-LIVE_ONLY = ("live_parts.js", "live_view.js", "live.css")  # no kernel answers a saved page, so none carries them
+VIEW_ONLY = {  # what a page of another view does without
+    "map_scales.js": "feature", "map_draw.js": "feature", "map_plot.js": "feature", "map_table.js": "feature",
+    "map.js": "feature", "map.css": "feature", "jump.js": "feature", "prompt_view.js": "prompt",
+    "live_parts.js": "live", "live_view.js": "live", "live.css": "live",
+}  # fmt: skip
 
 
 def render_page(head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[str, Any]]]) -> str:
@@ -88,23 +95,16 @@ def fill(shell: str, fills: Mapping[str, str]) -> str:
 
 @cache
 def viewer_script(view: str = "feature") -> str:
-    """-> the viewer's files joined inside one function, so that nothing of it is global."""
-    names = [name for name in SCRIPTS if view == "live" or name not in LIVE_ONLY]
-    return "(() => {\n'use strict';\n" + "\n".join(bare(read(f"viewer/{name}")) for name in names) + "})();\n"
+    """-> the viewer's files joined inside one function, so that nothing of it is global. Comments and white space, which
+    are for those who read the files, are left out: every page carries it."""
+    script = "\n".join(read(f"viewer/{name}") for name in SCRIPTS if VIEW_ONLY.get(name, view) == view)
+    return jsmin("(() => {\n'use strict';\n" + script + "})();\n")
 
 
 @cache
 def style_sheet(view: str = "feature") -> str:
-    """-> the style sheets joined."""
-    return "".join(read(name) for name in STYLES if view == "live" or name not in LIVE_ONLY)
-
-
-def bare(script: str) -> str:
-    """-> a script without its comment lines, blank lines and indentation, which are for those who read the files: every
-    page carries it. No string of the viewer goes over lines."""
-    script = re.sub(r"^\s*/\*\*.*?\*/\n", "", script, flags=re.MULTILINE | re.DOTALL)
-    lines = (line.strip() for line in script.splitlines())
-    return "".join(f"{line}\n" for line in lines if line and not line.startswith("// "))
+    """-> the style sheets joined, as short."""
+    return cssmin("".join(read(name) for name in STYLES if VIEW_ONLY.get(name, view) == view))
 
 
 @cache

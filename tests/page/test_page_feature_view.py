@@ -294,7 +294,7 @@ def test_clt_shows_only_the_targets_it_writes(open_page: OpenPage) -> None:
     head = make_head(kind="clt", targets=targets)
     page = open_page(head, [(7, feature), *make_features()[1:]])
     norms = page.locator("[data-panel=DecoderNorms]")
-    assert norms.locator("th[scope=row]").all_inner_texts() == ["mlp 1", "mlp 2", "mlp 3"]
+    assert norms.locator("th[scope=row]").all_inner_texts() == ["●mlp 1", "●mlp 2", "●mlp 3"]
     assert norms.locator(".gauge").nth(1).evaluate("bar => bar.style.getPropertyValue('--share')") == "1"
     assert "Written from layer 1 on." in norms.inner_text()
     matrix = page.locator("[data-panel=DecoderCosine] tbody").inner_text()

@@ -54,6 +54,14 @@ const choice = (label, options, chosen, choose) => {
   return el("div.choice", { role: "group", "aria-label": label }, buttons);
 };
 
+/** Pick one of many by a list. */
+const dropDown = (label, names, chosen, choose) => {
+  const select = el("select.button", { "aria-label": label, on: { change: () => choose(select.selectedIndex) } },
+    names.map((name, i) => el("option", { value: i }, name)));
+  select.selectedIndex = chosen;
+  return select;
+};
+
 /** With several models: whose loss effects are drawn. */
 const modelChoice = (redraw) => {
   if (!SEVERAL) return null;
@@ -76,11 +84,11 @@ const legend = () => {
 
 const KEYS = [
   ["j or →", `next ${ON_PAGE ? "feature" : "token"}`], ["k or ←", `previous ${ON_PAGE ? "feature" : "token"}`],
-  ...(ON_PAGE ? [["/", "find features by number, label or token; a leading space counts: “ return”"]] : []),
+  ...(ON_PAGE ? [["/", "find features by number, label or token; a token's leading space counts: “ return”"]] : []),
   ...(HAS_MAP ? [
     ["m", "the map of all features, and back"],
     ["↑ ↓", "in the map's table or among its dots; Enter opens one"],
-    ["drag", "a box in the map keeps the dots inside; so does Shift with arrow keys"],
+    ["drag", "a box in the map keeps the dots inside it"],
   ] : []),
   ["Tab", "into the sequences; then arrow keys from token to token"],
   ["Esc", `close what is open${HAS_MAP ? "; in the map: clear the filter, then go back" : ""}`], ["?", "this help"],

@@ -65,8 +65,8 @@ const featureMap = (open, leave) => {
     table.show(shown, matched);
     plot.set({ shown, box });
     plot.draw();
-    const few = shown.length < every.length;
-    status.textContent = `${few ? `${count(shown.length)} of ` : ""}${count(every.length)} features`;
+    const part = shown.length < every.length ? `${count(shown.length)} of ` : "";
+    status.textContent = `${part}${count(every.length)} features`;
     wipe.hidden = !(input.value || chosen.size || box);
   };
   const redraw = () => {

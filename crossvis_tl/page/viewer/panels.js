@@ -70,7 +70,7 @@ const logitsHistogram = (ctx) => {
   if (!ctx.data.logits.some((logits) => logits.histogram)) return null;
   const one = ({ model, name, histogram }) => {
     if (!histogram) return el("p.none", "No histogram.");
-    const title = `Histogram of the feature's direct logits${SEVERAL ? ` in ${name}` : ""}`;
+    const title = `Histogram of the feature's direct logits${SEVERAL ? " in " + name : ""}`;
     const chart = histogramChart(histogram, { name: title, unit: "logit", isSigned: true });
     ctx.listeners.push((cell) => {
       const logit = cell?.seq.e[model]?.logit?.[cell.at];

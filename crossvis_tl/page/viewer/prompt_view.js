@@ -50,14 +50,6 @@ const nothingFires = ({ prompt, metric, scope, position }) => {
     : `No feature${whose} on this page fires on ${quoted(each[prompt].tokens[at])} at position ${at}.`, "p.none");
 };
 
-/** Pick one of many by a list. */
-const dropDown = (label, names, chosen, choose) => {
-  const select = el("select.button", { "aria-label": label, on: { change: () => choose(select.selectedIndex) } },
-    names.map((name, i) => el("option", { value: i }, name)));
-  select.selectedIndex = chosen;
-  return select;
-};
-
 /** The prompt view -> {nodes, step, start}. */
 const promptView = () => {
   const { each, scopes } = HEAD.prompts;
@@ -93,7 +85,7 @@ const promptView = () => {
   const choose = (change) => {
     state = { ...state, ...change };
     const { prompt, metric, scope, position } = state;
-    writeAddress(`m=${metric}&p=${position}${scope ? `&s=${scope}` : ""}${prompt ? `&prompt=${prompt}` : ""}`);
+    writeAddress(`m=${metric}&p=${position}${scope ? "&s=" + scope : ""}${prompt ? "&prompt=" + prompt : ""}`);
     return show();
   };
   const step = (by) => {

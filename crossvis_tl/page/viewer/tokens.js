@@ -35,5 +35,5 @@ const chip = (token, props = {}) =>
 /** A token as plain text, for charts and labels. */
 const quoted = (token) => {
   const text = tokenText(token).replace(UNSEEN, (stretch) => (stretch[0] === " " ? stretch : sign(stretch)));
-  return `“${text.length > 18 ? `${text.slice(0, 17)}…` : text}”`;
+  return `“${text.length > 18 ? text.slice(0, 17) + "…" : text}”`;
 };
