@@ -14,13 +14,14 @@ from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.effects import Effect, check_effect
 from crossvis_tl.encoders import as_dictionary
-from crossvis_tl.errors import feature_numbers, short_list
+from crossvis_tl.errors import check_word, feature_numbers, short_list
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fingerprints import dictionary_fingerprint, model_fingerprint, tokens_fingerprint
 from crossvis_tl.layouts import SaeVisConfig as OurConfig
 from crossvis_tl.layouts import resolved
 from crossvis_tl.manifest import replacements_from_json
 from crossvis_tl.masking import Masking
+from crossvis_tl.measures import MEASURES
 from crossvis_tl.models import load_models
 from crossvis_tl.store import open_store
 from crossvis_tl.tokens import check_tokens
@@ -129,6 +130,9 @@ def _check_component(component: Any) -> None:
         value = getattr(component, field, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}.{field} is {value!r}; expected a whole number of at least {least}")
+    for axis, words in {"x": MEASURES, "y": MEASURES, "color": (*MEASURES, "class")}.items():
+        if getattr(component, axis, None) is not None:
+            check_word(f"{name}.{axis}", getattr(component, axis), words)
     buffer = getattr(component, "buffer", (0, 0))
     sizes = list(buffer) if isinstance(buffer, tuple | list) else []
     if len(sizes) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in sizes):

@@ -15,6 +15,7 @@ Where that cannot be, the answer holds `error`, a sentence for people. Each repe
 widget can be shown in several places.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cache
@@ -149,7 +150,8 @@ class Session:
         self.text, self.feature, self.pins = str(asked["text"]), asked["feature"], list(asked["pins"])
         keep = self.pins if self.feature is None else [self.feature, *self.pins]
         self.capture.dictionary.check_features(keep)
-        return run_prompt(self.capture, self.data, self.text, keep)
+        answer = run_prompt(self.capture, self.data, self.text, keep)
+        return answer | {"tokens": json.dumps(answer["tokens"])}  # messages carry no loose bytes, and this is ASCII
 
     def _find(self, asked: Message) -> Message:
         wanted = str(asked["text"]).strip().removeprefix("#")

@@ -7,6 +7,10 @@ from typing import Any
 from crossvis_tl.panels import FeaturePanels
 
 Measures = list[dict[str, Any]]
+# All that a map can be drawn by, where features have it.
+MEASURES = (
+    "density", "max", "relative_norm", "cosine", "layer", "strongest_site", "driven", "nu_errors", "nu_reconstructions"
+)  # fmt: skip
 
 
 def feature_measures(panels: Sequence[FeaturePanels], models: Sequence[str], sites: Sequence[str]) -> Measures:

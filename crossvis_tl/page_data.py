@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sae_vis.data_storing_fns import FeatureData, FeatureTablesData
 from sae_vis.utils_fns import HistogramData
 
-from crossvis_tl.errors import short_list
+from crossvis_tl.errors import near_misses, short_list
 from crossvis_tl.geometry import class_help
 from crossvis_tl.layouts import FeatureMapConfig, SaeVisLayoutConfig, component_name
 from crossvis_tl.measures import feature_measures
@@ -34,8 +34,20 @@ def feature_page(data: "Dashboards", first: int | None) -> tuple[dict[str, Any],
     page = _Page(data, data.page.vocabulary)
     layout = SaeVisLayoutConfig.of(data.cfg.feature_centric_layout)
     head = page.head("feature", layout, features, features[0] if first is None else first)
-    head["open_map"] = first is None and layout.map_cfg is not None and len(features) >= max(layout.map_cfg.least, 2)
+    _check_map(head)
+    many = layout.map_cfg is not None and len(features) >= max(layout.map_cfg.least, 2)
+    head["open_map"] = many and first is None
     return head, page.payloads(features)
+
+
+def _check_map(head: dict[str, Any]) -> None:
+    """ValueError where the map is to be drawn by a measure that these features do not have."""
+    known = ["density", "max", *(measure["name"] for measure in head["features"]["measures"])]
+    for axis, name in (head["layout"]["map"] or {}).items():
+        words = [*known, "class"] if axis == "color" else known
+        if name is not None and name not in words:
+            hint = near_misses(name, words)
+            raise ValueError(f"FeatureMapConfig.{axis} is {name!r}; these features have {', '.join(words)}.{hint}")
 
 
 def prompt_page(data: "Dashboards", shown: "ShownPrompts") -> tuple[dict[str, Any], Payloads]:
@@ -272,7 +284,7 @@ def _histogram(data: HistogramData) -> dict[str, Any] | None:
         return None
     first, last = data.bar_values[0], data.bar_values[-1]
     half = (last - first) / max(len(data.bar_values) - 1, 1) / 2
-    return {"heights": data.bar_heights, "low": compact(first - half), "high": compact(last + half)}
+    return {"heights": [*map(int, data.bar_heights)], "low": compact(first - half), "high": compact(last + half)}
 
 
 def _finite_fidelity(fidelity: dict[str, Any] | None) -> dict[str, Any] | None:

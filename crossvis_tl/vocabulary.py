@@ -1,5 +1,10 @@
-"""Token ids as the text people read: byte-level tokens decoded, a leading space kept, broken characters as bytes."""
+"""Token ids as the text people read: byte-level tokens decoded, a leading space kept.
 
+A token may hold a part of a character. Its loose bytes are then lone surrogates (U+DC80 to U+DCFF, as Python's
+"surrogateescape" has it), which no text holds otherwise: a page puts neighbouring parts together again.
+"""
+
+import re
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -31,11 +36,14 @@ class Vocabulary:
         return decoded if "\ufffd" not in decoded else self._bytes(piece)
 
     def _bytes(self, piece: str) -> str:
-        """Part of a character: what can be read is read, the rest shown as \\xe2."""
+        """Part of a character, of a byte-level alphabet or written out ("<0xE2>")."""
         alphabet = _byte_of_character()
+        single = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", piece)
+        if single:
+            return bytes([int(single[1], 16)]).decode("utf-8", errors="surrogateescape")
         if not all(character in alphabet for character in piece):
             return piece
-        return bytes(alphabet[character] for character in piece).decode("utf-8", errors="backslashreplace")
+        return bytes(alphabet[character] for character in piece).decode("utf-8", errors="surrogateescape")
 
     def texts(self, token_ids: Iterable[int]) -> dict[int, str]:
         return {token_id: self.text(token_id) for token_id in sorted(set(token_ids))}

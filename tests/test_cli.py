@@ -462,3 +462,26 @@ def test_the_real_program_refuses_alike(desk, what):
     assert len(result.stderr.splitlines()) == 1
     assert ("bad.npy" if what == "tokens" else str(weights)) in result.stderr
     assert desk.files() == before
+
+
+def test_prompts_get_a_page_of_their_own(desk):
+    prompts = desk.folder / "prompts.html"
+    result = desk.run(prompt=["HELLO!", "HO"], **{"prompt-out": prompts})
+    assert result.exit_code == 0, result.output
+    assert "2 prompts in" in result.stdout
+    assert '"prompts":{"metric":"act_quantile"' in prompts.read_text()
+    assert "--prompt is empty" in desk.run(prompt=[""]).stderr
+    assert "both name" in desk.run(prompt=["HO"], **{"prompt-out": desk.folder / "page.html"}).stderr
+
+
+def test_a_page_is_made_again_from_what_was_saved(desk):
+    assert desk.run().exit_code == 0
+    saved, again = desk.folder / "data.json", desk.folder / "again.html"
+    result = CliRunner().invoke(app, ["page", str(saved), "--out", str(again)])
+    assert result.exit_code == 0, result.output
+    assert again.read_text() == (desk.folder / "page.html").read_text()
+    wrong = CliRunner().invoke(app, ["page", str(saved), "--out", str(again), "--feature", "99999"])
+    assert wrong.exit_code == 2
+    assert "feature_idx is 99999, which was not gathered" in wrong.stderr
+    missing = CliRunner().invoke(app, ["page", str(desk.folder / "none.json"), "--out", str(again)])
+    assert "none.json does not exist" in missing.stderr

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from crossvis_tl import load_tokens
 from crossvis_tl.masking import token_mask
 from crossvis_tl.tokens import check_tokens
+from crossvis_tl.vocabulary import Vocabulary
 from tests.conftest import N_CTX, VOCABULARY, tiny_tokenizer
 
 IDS = torch.tensor([[0, 5, 59, 7], [0, 1, 2, 3], [0, 9, 9, 9]])
@@ -274,3 +275,34 @@ def test_nothing_left_is_an_error(bos, pad):
 def test_an_unknown_masking_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"nonee.*special.*none"):
         token_mask(IDS, tokenizer_with(0, 0), "nonee")
+
+
+class Pieces:
+    """A tokenizer that knows some pieces and decodes each by itself, as HuggingFace's do."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def convert_ids_to_tokens(self, i):
+        return self.pieces[i][0]
+
+    def decode(self, ids, **_):
+        return self.pieces[ids[0]][1].decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("piece", "content", "text"),
+    [
+        ("Ġcat", b" cat", " cat"),
+        ("Ċ", b"\n", "\n"),
+        ("ĠðŁ", b" \xf0\x9f", " \udcf0\udc9f"),
+        ("ĺĢ", b"\x98\x80", "\udc98\udc80"),
+        ("<0xE2>", b"\xe2", "\udce2"),
+        ("ï¿½", "\ufffd".encode(), "\ufffd"),  # the character that stands for broken ones, itself
+        ("▁cat", b"cat", " cat"),
+    ],
+)
+def test_tokens_are_the_text_they_are_and_loose_bytes_stay_bytes(piece, content, text):
+    found = Vocabulary(Pieces([(piece, content)])).text(0)
+    assert found == text
+    assert found.encode("utf-8", errors="surrogateescape") == (content if piece[0] != "▁" else b" cat")

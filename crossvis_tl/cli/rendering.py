@@ -40,18 +40,21 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     latent_scaling: common.LatentScaling = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="With --store: no effects on logits.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also save the dashboards' data here (.json).")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A text to show under the features; repeatable.")] = None,
+    prompt_page: Annotated[Path, typer.Option("--prompt-out", help="The HTML file for --prompt.")] = Path(
+        "prompts.html"
+    ),
 ) -> None:  # fmt: skip
     """Write the dashboards of some features into one HTML file."""
     with user_errors():
-        from crossvis_tl.files import check_output
         from crossvis_tl.pairs import parse_replacements
         from crossvis_tl.render import RenderJob, StoredJob
 
-        check_output(page)
-        if json is not None:
-            check_output(json, ".json")
-            if json.resolve() == page.resolve():
-                raise ValueError(f"--out and --json both name {page}; give two files")
+        _check_outputs({"--out": page, "--json": json, "--prompt-out": prompt_page if prompt else None})
+        if prompt and not all(prompt):
+            raise ValueError("--prompt is empty; give a text")
+        if prompt and no_model:
+            raise ValueError("--prompt runs the model; leave --no-model out")
         facts = common.all_facts(
             fact, subfolder, revision, trust_pickle, input_scale, hook_point, feature_input_hook=feature_input_hook,
             feature_output_hook=feature_output_hook, processing=processing,
@@ -85,5 +88,37 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
         data.save_feature_centric_vis(page)
         if json is not None:
             data.save_json(json)
+        if prompt:
+            data.save_prompt_centric_vis(prompt, prompt_page)
+            out.print(f"{len(prompt)} prompt{'s' if len(prompt) > 1 else ''} in {escape(str(prompt_page))}")
         n = len(data.feature_data_dict)
         out.print(f"{n} feature{'s' if n > 1 else ''} in {escape(str(page))} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def page(
+    saved: Annotated[Path, typer.Argument(help="What `crossvis render --json` saved.")],
+    page: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("features.html"),
+    feature: Annotated[int | None, typer.Option(help="The feature to open on; default the map, or the first.")] = None,
+) -> None:
+    """Write the page of saved dashboards again, without model, dictionary or tokens."""
+    with user_errors():
+        from crossvis_tl import SaeVisData
+
+        _check_outputs({"--out": page})
+        data = SaeVisData.load_json(saved)
+        data.save_feature_centric_vis(page, feature)
+        out.print(f"{len(data.feature_data_dict)} features in {escape(str(page))}")
+
+
+def _check_outputs(files: dict[str, Path | None]) -> None:
+    """ValueError or OSError for files that cannot be written, or one that two options name."""
+    from crossvis_tl.files import check_output
+
+    seen: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        check_output(path, ".json" if option == "--json" else None)
+        other = seen.setdefault(path.resolve(), option)
+        if other != option:
+            raise ValueError(f"{other} and {option} both name {path}; give two files")

@@ -95,8 +95,8 @@ def fill(shell: str, fills: Mapping[str, str]) -> str:
 
 @cache
 def viewer_script(view: str = "feature") -> str:
-    """-> the viewer's files joined inside one function, so that nothing of it is global. Comments and white space, which
-    are for those who read the files, are left out: every page carries it."""
+    """-> the viewer's files joined inside one function, so that nothing of it is global. Comments and white space are
+    for those who read the files: the page does without."""
     script = "\n".join(read(f"viewer/{name}") for name in SCRIPTS if VIEW_ONLY.get(name, view) == view)
     return jsmin("(() => {\n'use strict';\n" + script + "})();\n")
 

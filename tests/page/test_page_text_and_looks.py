@@ -103,6 +103,24 @@ def test_what_cannot_be_seen_gets_a_sign(open_page: OpenPage) -> None:
     assert len(heights) == 1
 
 
+def test_characters_split_over_tokens_are_put_together(open_page: OpenPage) -> None:
+    """A loose byte stands in the vocabulary as Python's surrogateescape writes it."""
+    smile, euro = "\U0001f600".encode(), "\u20ac".encode()
+
+    def part(some: bytes) -> str:
+        return some.decode("utf-8", errors="surrogateescape")
+
+    words = [" " + part(smile[:2]), part(smile[2:3]), part(smile[3:] + euro[:1]), part(euro[1:]), "a", part(smile[:2])]
+    page = open_page(*page_of_words(words))
+    cells = page.locator("[data-panel=Sequences] [data-token]")
+    texts = cells.evaluate_all("nodes => nodes.map(n => [n.textContent, n.querySelector('.sign')?.dataset.sign])")
+    assert texts[:4] == [[" \U0001f600\u20ac", None], ["", "⋯"], ["", "⋯"], ["", "⋯"]]  # no part ends with a character
+    assert texts[4] == ["a", None]
+    assert texts[5][1] == "\\xF0" or texts[5][1] == "\\x9F"  # cut off: its bytes
+    cells.nth(1).focus()  # each part is still a token of its own
+    assert page.locator("#tip [data-field=text] .sign").get_attribute("data-sign") == "\\x98"
+
+
 @pytest.mark.parametrize("view", ["feature", "prompt"])
 def test_narrow_screens_scroll_inside_columns_only(open_page: OpenPage, view: str) -> None:
     head, features = (make_head(), make_features()) if view == "feature" else make_prompt_page()

@@ -13,12 +13,12 @@ const el = (name, ...parts) => {
   const [tag, ...classes] = name.split(".");
   const node = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
   if (classes.length) node.setAttribute("class", classes.join(" "));
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value != null && value !== false) node.setAttribute(name, value === true ? "" : value);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value != null && value !== false) node.setAttribute(key, value === true ? "" : value);
   }
   Object.assign(node.dataset, data);
-  for (const [name, value] of Object.entries(vars)) node.style.setProperty(name, value);
-  for (const [name, listener] of Object.entries(on)) node.addEventListener(name, listener);
+  for (const [key, value] of Object.entries(vars)) node.style.setProperty(key, value);
+  for (const [type, listener] of Object.entries(on)) node.addEventListener(type, listener);
   node.append(...parts.flat(2).filter((child) => child != null && child !== false));
   return node;
 };

@@ -68,8 +68,11 @@ const idInAddress = () => {
   return PLACE.has(id) ? id : null;
 };
 
-/** Keep the address in step; inside an iframe there is none, which is fine. */
+let shownHash = "#"; // what the address would say: inside an iframe there is none
+
+/** Keep the address in step. */
 const writeAddress = (hash, isNewEntry = false) => {
+  shownHash = `#${hash}`;
   const address = `${location.href.split("#")[0]}#${hash}`;
   try {
     history[isNewEntry ? "pushState" : "replaceState"](null, "", address);
@@ -97,7 +100,7 @@ const stepper = (step, all) => {
 /** The feature view, with the map if there is one -> {nodes, step, find, escape, map, start}. */
 const featureView = () => {
   const ids = HEAD.features.id;
-  const main = el("main");
+  const screen = el("div");
   const announce = el("p.unseen", { "aria-live": "polite" });
   let order = ids; // of previous and next: that of the page, or the map's
   let asked = null; // what is on the screen or being read: an id, or "map"
@@ -109,7 +112,7 @@ const featureView = () => {
     hideTip();
     [bar.hidden, key.hidden] = [isMap, isMap];
     if (map) map.bar.hidden = !isMap;
-    main.replaceChildren(node);
+    screen.replaceChildren(node);
     announce.textContent = said;
     document.title = `${title} · ${HEAD.title}`;
   };
@@ -163,7 +166,7 @@ const featureView = () => {
   const toMap = map
     && el("button.button", { data: { action: "map" }, on: { click: () => goMap() } }, "Map ", el("kbd", "m"));
   const bar = el("nav.bar", { "aria-label": "Features" },
-    toMap, steps.node, jump.node, modelChoice(redraw), helpButton());
+    toMap, steps.node, jump.node, modelChoice(redraw), copyButton(), helpButton());
   const key = legend();
   listen("click", (event) => {
     const link = event.target.closest?.("[data-link]");
@@ -181,7 +184,7 @@ const featureView = () => {
     else go(id ?? HEAD.first, false);
   };
   return {
-    nodes: [bar, map?.bar, key, announce, main], step, escape, start,
+    nodes: [bar, map?.bar, announce, el("main", key, screen)], step, escape, start,
     find: () => (asked === "map" ? map.find() : jump.focus()),
     map: map && (() => (asked === "map" ? leave() : goMap())),
   };

@@ -91,7 +91,7 @@ const KEYS = [
     ["drag", "a box in the map keeps the dots inside it"],
   ] : []),
   ["Tab", "into the sequences; then arrow keys from token to token"],
-  ["Esc", `close what is open${HAS_MAP ? "; in the map: clear the filter, then go back" : ""}`], ["?", "this help"],
+  ["c", "copy the link to what is shown"], ["Esc", `close what is open${HAS_MAP ? "; in the map: clear the filter, then go back" : ""}`], ["?", "this help"],
 ];
 const READING = [
   "A token's shade is the feature's activation on it, relative to the largest shown. The number before a row is that of its bold token.",
@@ -107,6 +107,34 @@ const helpDialog = () => {
     READING.map((line) => el("p", line)),
     el("form", { method: "dialog" }, el("button.button", "Close")));
 };
+
+/** The address of what is shown; inside a notebook only its end. */
+const shownLink = () => (/^(file|https?):/.test(location.protocol) ? location.href : shownHash);
+
+/** Put a text on the clipboard, by the old way where a browser refuses the new one. */
+const toClipboard = async (text) => {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = el("textarea.unseen");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+};
+
+/** Copy the link to what is shown, and say so. */
+const copyLink = async () => {
+  const button = document.querySelector("[data-action=copy]");
+  await toClipboard(shownLink());
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy link"), 1500);
+};
+
+const copyButton = () =>
+  el("button.button.copy", { data: { action: "copy" }, "aria-live": "polite", on: { click: copyLink } }, "Copy link");
 
 const helpButton = () =>
   el("button.button.round", { data: { action: "help" }, "aria-label": "Help", on: { click: openHelp } }, "?");

@@ -46,11 +46,12 @@ const typedPlace = (id, text) => {
 
 /** An answer for drawing: the tokens' places, what fires at a position, and a feature's activation at each. */
 const readAnswer = ({ ids, tokens, counted, fired, acts, whole, features, labels }) => {
+  const texts = JSON.parse(tokens); // what is between us and Python carries no loose bytes
   features.forEach((feature, i) => CALLED.set(feature, labels[i]));
   const hits = ids.map(() => []);
   acts.token.forEach((at, i) => hits[at].push([acts.feature[i], acts.value[i]]));
   const of = (wanted) => hits.map((found) => found.find(([feature]) => feature === wanted)?.[1] ?? 0);
-  return { t: ids.map((id, i) => typedPlace(id, tokens[i])), counted, fired, whole, hits, of };
+  return { t: ids.map((id, i) => typedPlace(id, texts[i])), counted, fired, whole, hits, of };
 };
 
 /** "#12 cats", the number and what it is called. */
@@ -63,9 +64,9 @@ const called = (feature) => {
 const typedTokens = (t, listeners, choose) => {
   const seq = { t, a: t.map(() => 0), e: [], s: [], bold: null, row: null };
   const ctx = { prompt: seq, listeners };
-  const cells = t.map((token, at) => el("button.token", {
-    tabindex: -1, data: { token, position: at }, on: { click: () => choose(at) },
-  }, ...spell(tokenText(token))));
+  const cells = tokenTexts(t).map((text, at) => el("button.token", {
+    tabindex: -1, data: { token: t[at], position: at }, on: { click: () => choose(at) },
+  }, ...spellIn(text)));
   cells.forEach((cell, at) => CELLS.set(cell, { ctx, seq, at, below: true }));
   const paint = (acts, most) => cells.forEach((cell, at) => {
     seq.a[at] = acts[at];

@@ -7,7 +7,7 @@ const isTyping = (target) => target instanceof Element && target.closest("input,
 const listenForKeys = (view) => {
   const keys = {
     j: () => view.step(1), ArrowRight: () => view.step(1), k: () => view.step(-1), ArrowLeft: () => view.step(-1),
-    "/": view.find, m: view.map, "?": openHelp, Escape: view.escape ?? dismissTip,
+    "/": view.find, m: view.map, "?": openHelp, c: HEAD.view !== "live" && copyLink, Escape: view.escape ?? dismissTip,
   };
   listen("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;

@@ -21,10 +21,10 @@ const promptArticle = (ctx, score, { metric, position }) => {
 
 /** A prompt's tokens as buttons -> {node, buttons}. A bar under each says how much fires there. */
 const positionButtons = ({ tokens }, choose) => {
-  const buttons = tokens.map((token, position) => el("button.token", {
-    data: { position }, "aria-label": `position ${position}: ${tokenText(token)}`,
+  const buttons = tokenTexts(tokens).map((text, position) => el("button.token", {
+    data: { position }, "aria-label": `position ${position}: ${tokenText(tokens[position])}`,
     on: { click: () => choose(position) },
-  }, ...spell(tokenText(token))));
+  }, ...spellIn(text)));
   return { node: el("div.prompt", { role: "group", "aria-label": "Token of the prompt" }, buttons), buttons };
 };
 
@@ -101,6 +101,6 @@ const promptView = () => {
     && dropDown("Prompt", texts, state.prompt, (prompt) => choose({ prompt, position: each[prompt].position }));
   const parts = scopes.length > 1 && dropDown("Features of", scopes, state.scope, (scope) => choose({ scope }));
   const redraw = () => shownFeatures.forEach(drawLoss);
-  const bar = el("nav.bar", { "aria-label": "Prompt" }, prompts, metrics, parts, modelChoice(redraw), helpButton());
+  const bar = el("nav.bar", { "aria-label": "Prompt" }, prompts, metrics, parts, modelChoice(redraw), copyButton(), helpButton());
   return { nodes: [bar, el("main", holder, legend(), caption, features)], step, start: () => choose({}) };
 };

@@ -4,11 +4,11 @@ const LONG = 48; // a row of more tokens is wrapped
 let lossModel = 0; // the model whose loss effects are drawn
 
 /** One token of a sequence. */
-const tokenCell = (ctx, seq, at, { peak, below, rows }) => {
+const tokenCell = (ctx, seq, at, text, { peak, below, rows }) => {
   const cell = el(`span.token${at === seq.bold ? ".bold" : ""}${at === peak ? ".peak" : ""}`, {
     role: "listitem", tabindex: -1,
     data: { token: seq.t[at], act: seq.a[at] },
-  }, ...spell(tokenText(seq.t[at])));
+  }, ...spellIn(text));
   CELLS.set(cell, { ctx, seq, at, below, rows });
   ctx.cells.push(cell);
   return cell;
@@ -24,7 +24,7 @@ const peakOf = (seq) => {
 const tokenRow = (ctx, seq, label, { below = true, rows = Infinity, wrap = false } = {}) => {
   const look = { peak: peakOf(seq), below, rows };
   const kind = wrap || seq.t.length > LONG ? "div.tokens.wrap" : "div.tokens";
-  return el(kind, { role: "list", "aria-label": label }, seq.t.map((_, at) => tokenCell(ctx, seq, at, look)));
+  return el(kind, { role: "list", "aria-label": label }, tokenTexts(seq.t).map((text, at) => tokenCell(ctx, seq, at, text, look)));
 };
 
 /** A sequence behind the activation it is listed for. */

@@ -116,5 +116,5 @@ const listenForTips = () => {
   });
   listen("focusout", hideTip);
   listen("scroll", () => shown && placeTip());
-  document.body.append(tip);
+  document.querySelector("main").append(tip); // a landmark, as all else
 };
