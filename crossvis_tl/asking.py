@@ -1,5 +1,6 @@
 """What is asked for, checked: the fields of a config, the two spellings of a name, a store opened with what made it."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from crossvis_tl.errors import check_word, feature_numbers, short_list
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fingerprints import dictionary_fingerprint, model_fingerprint, tokens_fingerprint
 from crossvis_tl.layouts import SaeVisConfig as OurConfig
-from crossvis_tl.layouts import resolved
+from crossvis_tl.layouts import check_sizes, component_name, resolved
 from crossvis_tl.manifest import replacements_from_json
 from crossvis_tl.masking import Masking
 from crossvis_tl.measures import MEASURES
@@ -40,6 +41,7 @@ def reopened(
     """A store, or what `open_store` gave of it, with its dictionary, and that on its models where they are given.
     ValueError where any of them is another than was gathered with."""
     acts = store if isinstance(store, FeatureActs) else open_store(store)
+    _check_gathered(acts, cfg)
     store = acts.folder or "what was gathered"
     if tokens is not None:
         same = isinstance(tokens, Tensor) and tokens_fingerprint(tokens[: cfg.batch_size]) == acts.manifest.tokens
@@ -66,6 +68,20 @@ def reopened(
         replacements = replacements_from_json(acts.manifest.replacements)
         capture = Capture(dictionary.to(str(models[0].cfg.device)), models, replacements)
     return acts, dictionary, capture
+
+
+def _check_gathered(acts: FeatureActs, cfg: SaeVisConfig) -> None:
+    """ValueError where a config of ours asks for what is settled when gathering, and was settled otherwise."""
+    held = json.loads(acts.mask.how) | {"latent_scaling": "latent.moments" in acts.sums}
+    settled = {"masking": "masking", "masked_tokens": "tokens", "masked_positions": "positions"}
+    for name, key in ({} if not isinstance(cfg, OurConfig) else settled | {"latent_scaling": "latent_scaling"}).items():
+        asked_for, default = getattr(cfg, name), getattr(OurConfig, name)
+        wanted = sorted(asked_for, key=str) if isinstance(asked_for, tuple | list) else asked_for
+        if asked_for != default and wanted != held[key]:
+            raise ValueError(
+                f"cfg.{name} is {asked_for!r}, but {acts.folder or 'what was gathered'} has {held[key]!r}, which is "
+                "settled when gathering; gather again, or leave it out"
+            )
 
 
 def joined(hooks: Sequence[Sequence[str | None]]) -> str:
@@ -103,6 +119,7 @@ def checked(cfg: SaeVisConfig) -> SaeVisConfig:
             raise ValueError(f"cfg.{name} is {value!r}; expected a whole number of at least 1, or None for no bound")
     for layout in (cfg.feature_centric_layout, cfg.prompt_centric_layout):
         if layout is not None:  # None: the kind's own
+            check_sizes(layout)
             for component in (part for column in layout.columns.values() for part in column):
                 _check_component(component)
     return cfg
@@ -117,6 +134,11 @@ def check_prompt_layout(cfg: SaeVisConfig) -> None:
     """ValueError where the prompts' pages would need more than was made for the features'."""
     made, wanted = cfg.feature_centric_layout.components, cfg.prompt_centric_layout.components
     for name, component in wanted.items():
+        if name not in (*made, "Prompt", "DecoderNorms", "DecoderCosine"):
+            raise ValueError(
+                f"the prompt-centric layout asks for {name}, which the feature-centric layout does not make; add "
+                f"{name}Config to that one"
+            )
         if name in made and not component.data_is_contained_in(made[name]):
             raise ValueError(
                 f"the prompt-centric layout's {component} needs more than the feature-centric layout's {made[name]}, "
@@ -125,7 +147,10 @@ def check_prompt_layout(cfg: SaeVisConfig) -> None:
 
 
 def _check_component(component: Any) -> None:
+    component_name(component)  # TypeError for what is none
     name = type(component).__name__
+    if hasattr(component, "stack_mode"):
+        check_word(f"{name}.stack_mode", component.stack_mode, ("stack-all", "stack-quantiles", "stack-none"))
     for field, least in LEAST.items():
         value = getattr(component, field, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -165,6 +190,9 @@ def asked(cfg: SaeVisConfig, **given: Any) -> Asked:
         absent = value is ... or (value is None and name != "per_document")  # where None means any number
         values[name] = getattr(cfg, name, getattr(OurConfig, name)) if absent else value
     how = Asked(**values)
+    for name in ("latent_scaling", "distinct"):
+        if not isinstance(values[name], bool):
+            raise ValueError(f"{name} is {values[name]!r}; expected True or False")
     check_effect(how.effect)
     check_per_document(how.per_document)
     return how

@@ -10,7 +10,7 @@ from sae_vis.data_config_classes import SaeVisConfig as StockConfig
 from sae_vis.data_storing_fns import SaeVisData as StockSaeVisData
 
 from crossvis_tl import stock_pages, storage
-from crossvis_tl.asking import check_prompt_layout
+from crossvis_tl.asking import check_prompt_layout, checked
 from crossvis_tl.capture import Capture
 from crossvis_tl.encoders import as_dictionary
 from crossvis_tl.errors import check_word
@@ -140,6 +140,7 @@ class Dashboards(StockSaeVisData):
     ) -> "Dashboards":
         """Undoes `save_json`. `cfg`: another layout than the one saved, of what was made. Model and encoder are needed
         for prompts only. ValueError for a file of another kind or version."""
+        cfg = None if cfg is None else checked(cfg)
         models = [] if model is None else load_models(model)
         saved = storage.load_json(Path(filename))
         return cls(

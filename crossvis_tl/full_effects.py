@@ -128,7 +128,7 @@ class _Examples:
             following = self.tokens[i, positions + 1]
             at = positions.to(with_it.device)
             changes = _changes(unembed, with_it[i, at], without[i, at], following, k)
-            results.append(Effects(positions + self.starts[i], changes))
+            results.append(Effects(positions + self.starts[i], changes, of_one=True))
         return results
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.tree import Tree
 from sae_vis.data_config_classes import (
     ActsHistogramConfig,
     BaseComponentConfig,
@@ -146,7 +148,7 @@ STOCK: dict[type, Callable[[Any], Any]] = {
 class SaeVisLayoutConfig(StockLayout):
     """sae_vis' `SaeVisLayoutConfig` that also takes this package's components. Each component once; `height` in pixels.
 
-    TypeError for what is no component, ValueError for one that is there twice.
+    TypeError for what is no column or component, ValueError for one that is there twice, or sizes that cannot be meant.
     """
 
     norms_cfg: DecoderNormsConfig | None = None
@@ -156,8 +158,14 @@ class SaeVisLayoutConfig(StockLayout):
     map_cfg: FeatureMapConfig | None = None
 
     def __init__(self, columns: Sequence[StockColumn], height: int = 750):
+        for column in columns:
+            if not isinstance(column, StockColumn):
+                raise TypeError(
+                    f"a layout is a list of Columns; got {column!r}. Write Column({type(column).__name__}(...))"
+                )
         self.columns = dict(enumerate(columns))
         self.height = height
+        check_sizes(self)
         self.components = {}
         for component in (part for column in columns for part in column):
             name = component_name(component)
@@ -174,6 +182,17 @@ class SaeVisLayoutConfig(StockLayout):
     def __eq__(self, other: object) -> bool:
         same = isinstance(other, StockLayout) and as_plain(self) == as_plain(other)
         return same and type(other) is type(self)
+
+    def help(self, title: str = "SaeVisLayoutConfig", key: bool = True) -> None:
+        """Prints the layout as a tree: columns, components, and what each of their fields means."""
+        tree = Tree(escape(f"{title}: columns from left to right, components from top to bottom" if key else title))
+        for number, column in self.columns.items():
+            branch = tree.add(f"Column {number}")
+            for component in column:
+                part = branch.add(component_name(component))
+                for name, value in _fields(component).items():
+                    part.add(escape(f"{name}: {value!r}  {component.help_dict.get(name, '')}"))
+        Console().print(tree)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -201,19 +220,28 @@ class SaeVisConfig(StockConfig):
         StockConfig.help(resolved(self, "sae", 1, 1, 1), title)
         table = Table("Param", "Value", "Description", title="Beside sae_vis' own", show_lines=True)
         for name, what in CONFIG_HELP.items():
-            table.add_row(name, repr(getattr(self, name)), what)
+            table.add_row(name, escape(repr(getattr(self, name))), escape(what))
         Console().print(table)
+
+
+def check_sizes(layout: StockLayout) -> None:
+    """ValueError for a height or a width that is no number of pixels."""
+    widths = [("a Column's width", column.width) for column in layout.columns.values() if column.width is not None]
+    for name, size in [("a layout's height", layout.height), *widths]:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} is {size!r}; expected pixels, at least 1")
 
 
 def component_name(component: object) -> str:
     """ "DecoderNorms" of a `DecoderNormsConfig`, the name that pages know it by. TypeError for anything else."""
     name = type(component).__name__
-    if not any(isinstance(component, known) for known in COMPONENTS):
+    found = next((known.__name__ for known in COMPONENTS if isinstance(component, known)), None)
+    if found is None:
         names = [known.__name__ for known in COMPONENTS]
         said = component.__name__ if isinstance(component, type) else name
         hint = f" Write {said}() for one." if isinstance(component, type) else near_misses(name, names)
         raise TypeError(f"a layout's columns hold component configs ({short_list(names, 12)}), not {said}.{hint}")
-    return name.removesuffix("Config")
+    return found.removesuffix("Config")
 
 
 def _attribute(component: object) -> str:

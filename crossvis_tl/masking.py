@@ -51,6 +51,7 @@ def token_mask(
     masked_tokens: Sequence[int | str] = (),
     masked_positions: Sequence[int] = (),
     documents: Int[Tensor, "rows *positions"] | None = None,
+    may_be_empty: bool = False,
 ) -> Mask:
     """Leaves out BOS and padding: the run of such tokens that a row begins with, and the padding it ends with.
 
@@ -58,7 +59,8 @@ def token_mask(
     "none" nothing. `masked_tokens`: more ids, or tokens as the tokenizer writes them, such as those of a chat template.
     `masked_positions`: counted from the first token of a row that is no padding, or with -1, -2 ... from its last.
     `documents`: a number for each row or each token; default: every row is a document, or several where it holds BOS
-    or the end of a text inside. ValueError if nothing would be left, or for what is no token or position.
+    or the end of a text inside. ValueError if nothing would be left (unless it `may_be_empty`), or for what is no token
+    or position.
     """
     check_masking(masking)
     bos = getattr(tokenizer, "bos_token_id", None)
@@ -87,7 +89,7 @@ def token_mask(
     numbers = _documents(tokens, tokenizer, lead, tail, documents)
     how = json.dumps({"masking": masking, "tokens": sorted(chosen.values()), "positions": sorted(positions)})
     mask = Mask(~hidden, tuple(masked), lead, tail, numbers, documents is not None, how)
-    if bool(hidden.all()):
+    if bool(hidden.all()) and not may_be_empty:
         what = "every token is BOS or padding" if len(masked) == 2 else mask.text
         raise ValueError(f"{what}; nothing is left to look at")
     return mask

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sae_vis.data_storing_fns import FeatureData, FeatureTablesData
 from sae_vis.utils_fns import HistogramData
 
-from crossvis_tl.errors import near_misses, short_list
+from crossvis_tl.errors import short_list
 from crossvis_tl.geometry import class_help
 from crossvis_tl.layouts import FeatureMapConfig, SaeVisLayoutConfig, component_name
-from crossvis_tl.measures import feature_measures
+from crossvis_tl.measures import Measures, feature_measures
 from crossvis_tl.page.contract import VERSION
 from crossvis_tl.panels import FeaturePanels, ModelLogits, PromptSequence, ShownSequence, SiteLens, TokenEffects
 from crossvis_tl.storage import effect_ids
@@ -34,20 +34,9 @@ def feature_page(data: "Dashboards", first: int | None) -> tuple[dict[str, Any],
     page = _Page(data, data.page.vocabulary)
     layout = SaeVisLayoutConfig.of(data.cfg.feature_centric_layout)
     head = page.head("feature", layout, features, features[0] if first is None else first)
-    _check_map(head)
     many = layout.map_cfg is not None and len(features) >= max(layout.map_cfg.least, 2)
     head["open_map"] = many and first is None
     return head, page.payloads(features)
-
-
-def _check_map(head: dict[str, Any]) -> None:
-    """ValueError where the map is to be drawn by a measure that these features do not have."""
-    known = ["density", "max", *(measure["name"] for measure in head["features"]["measures"])]
-    for axis, name in (head["layout"]["map"] or {}).items():
-        words = [*known, "class"] if axis == "color" else known
-        if name is not None and name not in words:
-            hint = near_misses(name, words)
-            raise ValueError(f"FeatureMapConfig.{axis} is {name!r}; these features have {', '.join(words)}.{hint}")
 
 
 def prompt_page(data: "Dashboards", shown: "ShownPrompts") -> tuple[dict[str, Any], Payloads]:
@@ -85,12 +74,13 @@ class _Page:
         panels = [self.data.panels[feature] for feature in features]
         two = any(panel.geometry and panel.geometry.relative_norm is not None for panel in panels)
         sites = [target["label"] for target in self.facts.targets]
+        measures = feature_measures(panels, self.facts.models, sites)
         return {
             "version": VERSION, "title": self.facts.title, "kind": self.facts.kind, "view": view,
             "models": self.facts.models, "sources": self.facts.sources, "targets": self.facts.targets,
             "facts": self.facts.facts, "fidelity": _finite_fidelity(self.facts.fidelity),
             "vocabulary": self.texts, "token_ids": self.ids,
-            "layout": _layout(layout), "class_help": class_help(self.facts.models) if two else None,
+            "layout": _layout(layout, measures), "class_help": class_help(self.facts.models) if two else None,
             "features": {
                 "id": features,
                 "label": [_name(panel.label, feature) for feature, panel in zip(features, panels, strict=True)],
@@ -98,7 +88,7 @@ class _Page:
                 "max": [compact(panel.maximum) for panel in panels],
                 "class": [panel.geometry.kind if panel.geometry else None for panel in panels],
                 "tokens": [self.places(panel.tokens) for panel in panels],
-                "measures": feature_measures(panels, self.facts.models, sites),
+                "measures": measures,
             },
             "first": first, "open_map": False, "prompts": None,
         }  # fmt: skip
@@ -236,8 +226,9 @@ class _Page:
         }  # fmt: skip
 
 
-def _layout(layout: SaeVisLayoutConfig) -> dict[str, Any]:
-    """sae_vis' columns with our panels in them; the map stands apart."""
+def _layout(layout: SaeVisLayoutConfig, measures: Measures) -> dict[str, Any]:
+    """sae_vis' columns with our panels in them; the map stands apart. A measure that these features do not have is
+    left to the page's choice."""
     columns = [
         {
             "width": column.width,
@@ -249,8 +240,9 @@ def _layout(layout: SaeVisLayoutConfig) -> dict[str, Any]:
         }
         for column in layout.columns.values()
     ]
-    where = layout.map_cfg
-    found = None if where is None else {"x": where.x, "y": where.y, "color": where.color}
+    where, known = layout.map_cfg, {"density", "max", "class", *(measure["name"] for measure in measures)}
+    axes = {} if where is None else {"x": where.x, "y": where.y, "color": where.color}
+    found = {axis: name if name in known else None for axis, name in axes.items()} or None
     return {"height": layout.height, "columns": columns, "map": found}
 
 

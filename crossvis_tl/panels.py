@@ -15,7 +15,7 @@ class TokenEffects:
 
     `loss`: nats; effect of the token before on predicting this one, 0 where the feature is silent there. `logits`: the
     feature's direct logit effect on this very token. `up`, `down`: changes of log-probability, of the tokens `up_ids`,
-    `down_ids`. `p`: the probability that the model gives this token, None where nothing fires before it.
+    `down_ids`. `p`: the probability that the model gives this token, None where no effect on it is shown.
     """
 
     loss: list[float]

@@ -63,22 +63,19 @@ def gather_prompts(
 
     ValueError before any is run for an unknown metric, an empty prompt or a position outside one.
     """
-    if n_top < 1:
-        raise ValueError(f"num_top_features is {n_top}; at least one is needed")
-    metric = metric or METRICS[0]
-    if metric not in METRICS:
-        hint = near_misses(metric, METRICS)
-        raise ValueError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}.{hint}")
+    if type(n_top) is not int or n_top < 1:
+        raise ValueError(f"num_top_features is {n_top!r}; at least one is needed, a whole number")
+    run = _Run(data, capture)
+    metric = run.checked(metric or METRICS[0])
     if not prompts:
         raise ValueError("there is no prompt; give at least one")
     encoded = [encode_prompt(capture, prompt) for prompt in prompts]
     for tokens in encoded:
         n = tokens.shape[1]
-        if position is not None and not 0 <= position < n:
-            raise ValueError(f"seq_pos is {position}; the prompt has {n} tokens, 0 to {n - 1} (BOS included)")
+        if position is not None and (type(position) is not int or not 0 <= position < n):
+            raise ValueError(f"seq_pos is {position!r}; the prompt has {n} tokens, 0 to {n - 1} (BOS included)")
     for panel in data.panels.values():
         panel.prompts = []
-    run = _Run(data, capture)
     each = [run.prompt(tokens, metric, position, n_top) for tokens in encoded]
     return ShownPrompts(metric, [scope.name for scope in run.scopes], each)
 
@@ -92,6 +89,16 @@ class _Run:
         several = driving_sources(capture.dictionary, len(self.features))
         self.attribution = Attribution(capture.dictionary, self.features) if several else None
         self.scopes = [ALL, *self._parts()]
+        self.metrics = METRICS if writers(capture, self.features).written else METRICS[:2]
+
+    def checked(self, metric: str) -> str:
+        """ValueError for a metric that there is none of."""
+        if metric in METRICS and metric not in self.metrics:
+            raise ValueError(f"metric is {metric!r}, but what these features write does not reach the logits")
+        if metric not in METRICS:
+            hint = near_misses(metric, METRICS)
+            raise ValueError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}.{hint}")
+        return metric
 
     def _parts(self) -> list[Scope]:
         """Layers of a transcoder, or the sources that drive features."""
@@ -118,7 +125,7 @@ class _Run:
         ], dim=-1)  # fmt: skip
         quantiles, _ = self.data.feature_stats.get_quantile(acts.T.contiguous())
         found = Ranked(features, acts, quantiles.T, losses, shares)
-        scores = {name: [rank(found, name, scope, n_top) for scope in self.scopes] for name in METRICS}
+        scores = {name: [rank(found, name, scope, n_top) for scope in self.scopes] for name in self.metrics}
         if position is None:  # the last token at which there is something to see
             position = next((p for p in range(n - 1, -1, -1) if scores[metric][0][p]), n - 1)
         return ShownPrompt(tokens[0].tolist(), position, scores)
@@ -140,7 +147,14 @@ def prompt_mask(tokens: Tensor, tokenizer: Any, how: str) -> Mask:
     asked = json.loads(how) if how else {"masking": "special", "tokens": [], "positions": []}
     n = tokens.shape[1]
     positions = [position for position in asked["positions"] if -n <= position < n]
-    mask = token_mask(tokens, tokenizer, asked["masking"], masked_tokens=asked["tokens"], masked_positions=positions)
+    mask = token_mask(
+        tokens,
+        tokenizer,
+        asked["masking"],
+        masked_tokens=asked["tokens"],
+        masked_positions=positions,
+        may_be_empty=True,
+    )
     nothing = torch.zeros_like(mask.lead)
     return replace(mask, lead=nothing, tail=nothing)
 

@@ -87,10 +87,12 @@ def lookup(
 
 @dataclass(frozen=True)
 class Effects:
-    """Effects on one model's predictions, made at `positions` (flat)."""
+    """Effects on one model's predictions, made at `positions` (flat). `of_one`: of one example alone, where a feature
+    that was taken away changes later predictions too, those after tokens on which it is silent among them."""
 
     positions: Int[Tensor, " p"]
     changes: Changes
+    of_one: bool = False
 
 
 class _Listed(NamedTuple):
@@ -100,6 +102,7 @@ class _Listed(NamedTuple):
     p: list[float]
     sides: tuple[list[list[int]], list[list[float]], list[list[int]], list[list[float]]]
     at: dict[int, int]
+    of_one: bool
 
 
 def _listed(effects: Effects) -> _Listed:
@@ -109,6 +112,7 @@ def _listed(effects: Effects) -> _Listed:
         p=changes.p.double().round(decimals=DIGITS).tolist(),
         sides=(*_shown(changes.up_ids, changes.up), *_shown(changes.down_ids, changes.down)),
         at={position: i for i, position in enumerate(effects.positions.tolist())},
+        of_one=effects.of_one,
     )
 
 
@@ -151,7 +155,9 @@ def build_sequences(
             columns = [c for c in range(1, len(inside[example])) if inside[example][c]]
             values = [round(acts[example][c], DIGITS) for c in columns]
             parts = {
-                m: _token_effects(found[min(example, len(found) - 1)], logits[m][example], grid[example], columns)
+                m: _token_effects(
+                    found[min(example, len(found) - 1)], logits[m][example], grid[example], acts[example], columns
+                )
                 for m, found in listed.items()
             }
             bold = int(group.positions[len(data)])
@@ -169,13 +175,15 @@ def build_sequences(
     return SequenceMultiGroupData(stock_groups), records
 
 
-def _token_effects(found: _Listed, logits: list[float], grid: list[int], columns: list[int]) -> TokenEffects:
+def _token_effects(
+    found: _Listed, logits: list[float], grid: list[int], acts: list[float], columns: list[int]
+) -> TokenEffects:
     loss = [0.0] * len(columns)
     p: list[float | None] = [None] * len(columns)
     nothing: list = []  # one for all: a page's data holds millions of tokens at which nothing fires
     sides: list[list] = [[nothing] * len(columns) for _ in found.sides]
     for i, c in enumerate(columns):
-        at = found.at.get(grid[c - 1])
+        at = found.at.get(grid[c - 1]) if found.of_one or acts[c - 1] else None
         if at is not None:
             loss[i], p[i] = found.loss[at], found.p[at]
             for side, values in zip(sides, found.sides, strict=True):

@@ -1,11 +1,12 @@
 """sae_vis' own pages of our dashboards: its look, its libraries from the network, its components alone."""
 
-from copy import deepcopy
+from copy import copy, deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_vis.data_config_classes import Column, SaeVisConfig, SaeVisLayoutConfig
-from sae_vis.data_storing_fns import METRIC_TITLES, SaeVisData
+from sae_vis.data_storing_fns import METRIC_TITLES, FeatureData, SaeVisData
 from sae_vis.html_fns import HTML
 from sae_vis.utils_fns import get_decode_html_safe_fn
 
@@ -40,7 +41,7 @@ def save_prompt(data: "Dashboards", shown: "ShownPrompts", path: Path) -> None:
             html = HTML()
             for i, (feature, score) in enumerate(row):
                 title = f"<h3>#{feature}<br>{METRIC_TITLES[metric]} = {score}</h3><hr>"
-                html += data.feature_data_dict[feature]._get_html_data_prompt_centric(
+                html += as_stock(data.feature_data_dict[feature])._get_html_data_prompt_centric(
                     layout=layout, decode_fn=decode, column_idx=i, bold_idx=position, title=title
                 )
             if row:
@@ -52,6 +53,16 @@ def save_prompt(data: "Dashboards", shown: "ShownPrompts", path: Path) -> None:
     first = f"{shown.metric}|{names[prompt.position]}"
     page.js_data = {"AGGDATA": data.feature_stats.aggdata, "DASHBOARD_DATA": pages}
     page.get_html(layout=layout, filename=path, first_key=first if first in pages else next(iter(pages)))
+
+
+def as_stock(feature: FeatureData) -> FeatureData:
+    """The feature with its prompt as sae_vis' page wants it: nothing is listed at the first token, which nothing
+    predicts."""
+    lists = ("top_token_ids", "top_logits", "bottom_token_ids", "bottom_logits")
+    prompt = copy(feature.prompt_data)
+    for name in lists:
+        setattr(prompt, name, getattr(prompt, name)[1:])
+    return replace(feature, prompt_data=prompt)
 
 
 def stock_data(data: "Dashboards") -> SaeVisData:
@@ -74,6 +85,6 @@ def stock_layout(layout: SaeVisLayoutConfig) -> SaeVisLayoutConfig:
 
 
 def _check(data: "Dashboards", path: Path) -> None:
-    check_output(path)
+    check_output(path, ".html")
     if not data.models or data.models[0].tokenizer is None:
         raise ValueError("sae_vis' own page needs the model's tokenizer; give model= when loading these dashboards")

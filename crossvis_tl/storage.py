@@ -12,10 +12,12 @@ from sae_vis.data_config_classes import SaeVisConfig as StockConfig
 from sae_vis.data_storing_fns import FeatureData, _SaeVisData
 from sae_vis.utils_fns import FeatureStatistics
 
+from crossvis_tl.asking import checked
 from crossvis_tl.files import check_output, read_json, write_whole
 from crossvis_tl.layouts import SaeVisConfig, SaeVisLayoutConfig, as_plain, from_plain, resolved
 from crossvis_tl.page_facts import PageFacts
 from crossvis_tl.panels import FeaturePanels, TokenEffects
+from crossvis_tl.saved_checks import saved_problem
 
 if TYPE_CHECKING:
     from crossvis_tl.dashboards import Dashboards
@@ -87,13 +89,19 @@ def _parse(content: dict[str, Any], own: dict[str, Any]) -> Saved:
     page["vocabulary"] = {int(i): text for i, text in page["vocabulary"].items()}
     features = {int(feature): value for feature, value in stock.feature_data_dict.items()}
     layouts = {name: from_plain(own["layouts"][name]) for name in LAYOUTS}
-    return Saved(features, stock.feature_stats, panels, PageFacts(**page), layouts, str(own["masking"]))
+    saved = Saved(features, stock.feature_stats, panels, PageFacts(**page), layouts, str(own["masking"]))
+    checked(saved.config(None))
+    problem = saved_problem(saved, shown_ids(saved))
+    if problem:
+        raise ValueError(problem)
+    return saved
 
 
-def shown_ids(data: "Dashboards") -> list[int]:
+def shown_ids(data: "Dashboards | Saved") -> list[int]:
     """Every token id the dashboards mention, those that are shown most first: pages refer to them by their place."""
     counts: Counter[int] = Counter()
-    for feature in data.feature_data_dict.values():
+    features = data.features if isinstance(data, Saved) else data.feature_data_dict
+    for feature in features.values():
         for group in feature.sequence_data.seq_group_data:
             counts.update(chain.from_iterable(sequence.token_ids for sequence in group.seq_data))
     for panel in data.panels.values():

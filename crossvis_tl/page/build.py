@@ -98,13 +98,13 @@ def viewer_script(view: str = "feature") -> str:
     """-> the viewer's files joined inside one function, so that nothing of it is global. Comments and white space are
     for those who read the files: the page does without."""
     script = "\n".join(read(f"viewer/{name}") for name in SCRIPTS if VIEW_ONLY.get(name, view) == view)
-    return jsmin("(() => {\n'use strict';\n" + script + "})();\n")
+    return str(jsmin("(() => {\n'use strict';\n" + script + "})();\n"))
 
 
 @cache
 def style_sheet(view: str = "feature") -> str:
     """-> the style sheets joined, as short."""
-    return cssmin("".join(read(name) for name in STYLES if VIEW_ONLY.get(name, view) == view))
+    return str(cssmin("".join(read(name) for name in STYLES if VIEW_ONLY.get(name, view) == view)))
 
 
 @cache

@@ -3,8 +3,9 @@
 All tokens of all sequences stand in one list, and so do all activations, losses and so on; the lengths of the sequences
 say where one ends. A column of numbers is `[places, whole numbers]`: the numbers times 10 ** places, rounded. `places`
 is chosen for the column's largest number, so that what the page prints of it is right, and small numbers are short.
-Of the tokens a feature raises, the first value of a token's list is written so and the others as percentages of it:
-taking a feature away moves the same tokens nearly in proportion wherever it fires. `viewer/data.js` undoes all of this.
+Of the tokens a feature raises, the largest change of a token's list is written so and all of them as percentages of
+it: taking a feature away moves the same tokens nearly in proportion wherever it fires. A list whose largest change is
+nothing beside those of other lists is left empty. `viewer/data.js` undoes all of this.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,21 +77,24 @@ def _moved(lists: Sequence[Sequence[float]], ids: Sequence[int]) -> Packed:
     occurs: a feature moves the same few tokens nearly everywhere."""
     lengths = np.fromiter(map(len, lists), int, len(lists))
     values = np.fromiter(chain.from_iterable(lists), float, len(ids))
-    table, code, counts = np.unique(np.array(ids, dtype=int), return_inverse=True, return_counts=True)
+    numbers = np.array(ids, dtype=int)
+    some = lengths[lengths > 0]
+    starts = np.cumsum(some) - some
+    most = np.maximum.reduceat(np.abs(values), starts) if len(some) else np.zeros(0)
+    places, whole = scaled(most, MOVED_DIGITS)
+    written = np.array(whole, dtype=float)
+    kept = (written > 0).repeat(some)
+    lengths[lengths > 0] = some * (written > 0)
+    values, numbers, whole = values[kept], numbers[kept], written[written > 0]
+    # percentages of what is written, so that rounding it does not move the others
+    percent = np.round(100 * values * 10.0**places / whole.repeat(some[written > 0]))
+    table, code, counts = np.unique(numbers, return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    some = lengths[lengths > 0]
-    heads = np.cumsum(some) - some
-    places, whole = scaled(values[heads], MOVED_DIGITS)
-    # percentages of what is written, so that rounding the first does not move the others
-    written = np.array(whole, dtype=float) / 10.0**places
-    rests = np.ones(len(values), dtype=bool)
-    rests[heads] = False
-    percent = np.round(100 * values / np.where(written == 0, 1, written).repeat(some))[rests]
     return {
-        "n": lengths.tolist(), "of": table[order].tolist(), "id": rank[code].tolist(), "v": [places, whole],
-        "rest": percent.astype(int).tolist(),
+        "n": lengths.tolist(), "of": table[order].tolist(), "id": rank[code].tolist(),
+        "v": [places, whole.astype(int).tolist()], "part": percent.astype(int).tolist(),
     }  # fmt: skip
 
 

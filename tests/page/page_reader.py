@@ -53,11 +53,11 @@ def cut(column: list[Any], lengths: list[int]) -> list[list[Any]]:
 
 def read_moved(moved: dict[str, Any]) -> tuple[list[list[int]], list[list[float]]]:
     """-> tokens raised (or lowered) at each token, and their changes."""
-    firsts, rests = iter(numbers(moved["v"])), iter(moved["rest"])
+    largest, parts = iter(numbers(moved["v"])), iter(moved["part"])
     changes = []
     for n in moved["n"]:
-        first = next(firsts) if n else 0.0
-        changes.append([first * next(rests) / 100 if i else first for i in range(n)])
+        most = next(largest) if n else 0.0
+        changes.append([most * next(parts) / 100 for _ in range(n)])
     return cut([moved["of"][i] for i in moved["id"]], moved["n"]), changes
 
 

@@ -74,7 +74,7 @@ class StandIn:
         features = sorted({feature for _, feature, _ in flat})
         return {
             "text": text, "ids": [5000 + hash(word) % 999 if word != "<|bos|>" else 1000 for word in words],
-            "tokens": words, "counted": [position > 0 for position in range(len(words))],
+            "tokens": json.dumps(words), "counted": [position > 0 for position in range(len(words))],
             "fired": [len(pairs) for pairs in at], "whole": self.whole,
             "acts": {name: [row[i] for row in flat] for i, name in enumerate(("token", "feature", "value"))},
             "features": features, "labels": [self.labels.get(feature, "") for feature in features],

@@ -41,13 +41,13 @@ const inflate = async (text) => {
 const numbers = ([places, whole]) => whole.map((x) => x / 10 ** places);
 
 /** Tokens raised or lowered at each token: null, or pairs of token and change. */
-const movedPairs = ({ n, of, id, v, rest }) => {
-  const firsts = numbers(v);
-  let [at, first, other] = [0, 0, 0];
+const movedPairs = ({ n, of, id, v, part }) => {
+  const largests = numbers(v);
+  let [at, list] = [0, 0];
   return n.map((length) => {
     if (!length) return null;
-    const head = firsts[first++];
-    return Array.from({ length }, (_, i) => [of[id[at++]], i ? (head * rest[other++]) / 100 : head]);
+    const most = largests[list++];
+    return Array.from({ length }, () => [of[id[at]], (most * part[at++]) / 100]);
   });
 };
 

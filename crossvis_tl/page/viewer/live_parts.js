@@ -98,7 +98,7 @@ const hitList = ({ t, counted, fired, hits }, at, choose) => {
   const bare = found.some(([feature]) => !PLACE.has(feature));
   const said = [`${count(fired[at])} ${fired[at] === 1 ? "feature fires" : "features fire"}`,
     found.length < fired[at] && `the strongest ${found.length} are listed`, bare && "those in grey were not gathered"];
-  return [el("h3", "On ", chip(t[at]), el("small", `${said.filter(Boolean).join("; ")}.`)),
+  return [el("h2", "On ", chip(t[at]), el("small", `${said.filter(Boolean).join("; ")}.`)),
     el("ul.ranks", { "aria-label": `Features that fire on ${where}` }, found.map((hit) => hitRow(hit, most, choose)))];
 };
 

@@ -54,7 +54,7 @@ const promptField = (now, soon) => {
     said.textContent = words;
     said.classList.toggle("error", isError);
   };
-  return { node: el("section.ask", text, said), text, say };
+  return { node: el("section.ask", { "aria-label": "Text to run" }, text, said), text, say };
 };
 
 /** What the prompt can be coloured by -> {node, draw}: any feature, the pinned ones, or the strongest at a token. */
