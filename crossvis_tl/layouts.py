@@ -258,9 +258,11 @@ def default_layout(kind: Kind, n_models: int, n_sources: int, n_targets: int) ->
     one_reads_many = kind not in ("clt", "plt") and n_sources > 1
     driven = [SourceAttributionConfig()] if one_reads_many else []
     lens = [SiteLogitsConfig()] if n_targets > n_models else []
-    hover = 4 if n_models == 1 else 3  # under each model: most of a page's size
     sequences = SequencesConfig(
-        n_quantiles=5, random_group_size=10, top_logits_hoverdata=hover, stack_mode="stack-none"
+        n_quantiles=5,
+        random_group_size=10,
+        stack_mode="stack-none",
+        top_logits_hoverdata=3,  # of each model: half of a page's size
     )
     return SaeVisLayoutConfig([
         Column(*sites, *driven, FeatureTablesConfig()),

@@ -28,7 +28,10 @@ def feature_measures(panels: Sequence[FeaturePanels], models: Sequence[str], sit
             "cosine", "decoder cosine", [_cosine(p) for p in panels],
             "cosine between the decoder rows to two sites; the mean over all pairs of sites where there are more",
         ),
-        _measure("layer", "layer", [p.layer for p in panels], "the layer that the feature reads"),
+        _measure(
+            "layer", "layer", [p.layer for p in panels] if len({p.layer for p in panels}) > 1 else [],
+            "the layer that the feature reads",
+        ),
         _measure(
             "strongest_site", "strongest site", [_strongest(p) for p in panels] if len(sites) > 2 else [],
             "number of the site with the largest decoder norm: "

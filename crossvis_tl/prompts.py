@@ -15,10 +15,8 @@ from crossvis_tl.capture import Capture, Captured
 from crossvis_tl.effects import Firing, features_at_a_time, writers
 from crossvis_tl.errors import near_misses
 from crossvis_tl.examples import Group
-from crossvis_tl.fidelity import site_label
 from crossvis_tl.logit_effects import following_tokens
 from crossvis_tl.masking import Mask, token_mask
-from crossvis_tl.models import name_of
 from crossvis_tl.panels import PromptSequence
 from crossvis_tl.ranking import ALL, METRICS, Ranked, Scope, rank
 from crossvis_tl.sequences import Effects, Windows, build_sequences, windows
@@ -109,8 +107,7 @@ class _Run:
             return [Scope(f"layer {layer}", own == layer) for layer in known]
         if self.attribution is None:
             return []
-        names = [name_of(model) for model in self.capture.models]
-        labels = [site_label(site, names) for site in self.capture.dictionary.sources]
+        labels = [site.get("short", site["label"]) for site in self.data.page.sources]
         return [Scope(f"driven most by {label}", source=s) for s, label in enumerate(labels)]
 
     def prompt(self, tokens: Int[Tensor, "1 positions"], metric: str, position: int | None, n_top: int) -> ShownPrompt:

@@ -73,29 +73,39 @@ def _effects(effects: Sequence[Mapping[str, Any]], first: Sequence[int]) -> Pack
 
 
 def _moved(lists: Sequence[Sequence[float]], ids: Sequence[int]) -> Packed:
-    """Tokens raised, or lowered, at each token, an empty list at most of them. The ids are numbered by how often each
-    occurs: a feature moves the same few tokens nearly everywhere."""
+    """Tokens raised, or lowered, at each token, an empty list at most of them. `id`: places in `of`, whose order makes
+    them small numbers: a feature moves the same few tokens nearly everywhere. `n`: lengths, negative where the largest
+    change is not the first of its list; where it is, `v` holds it and `part` the others alone."""
     lengths = np.fromiter(map(len, lists), int, len(lists))
     values = np.fromiter(chain.from_iterable(lists), float, len(ids))
-    numbers = np.array(ids, dtype=int)
     some = lengths[lengths > 0]
     starts = np.cumsum(some) - some
     most = np.maximum.reduceat(np.abs(values), starts) if len(some) else np.zeros(0)
-    places, whole = scaled(most, MOVED_DIGITS)
+    leads = np.abs(values[starts]) == most  # as nearly always: the largest is the first
+    signed = np.where(leads, values[starts], most) if len(some) else most
+    places, whole = scaled(signed, MOVED_DIGITS)
     written = np.array(whole, dtype=float)
-    kept = (written > 0).repeat(some)
-    lengths[lengths > 0] = some * (written > 0)
-    values, numbers, whole = values[kept], numbers[kept], written[written > 0]
+    left = written != 0
+    lengths[lengths > 0] = np.where(leads, some, -some) * left
     # percentages of what is written, so that rounding it does not move the others
-    percent = np.round(100 * values * 10.0**places / whole.repeat(some[written > 0]))
-    table, code, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    percent = np.round(100 * values * 10.0**places / np.where(left, written, 1).repeat(some))
+    shown = left.repeat(some)
+    parts = shown.copy()
+    parts[starts[leads]] = False
+    table, codes = _numbered(np.array(ids, dtype=int)[shown])
+    return {
+        "n": lengths.tolist(), "of": table, "id": codes,
+        "v": [places, written[left].astype(int).tolist()], "part": percent[parts].astype(int).tolist(),
+    }  # fmt: skip
+
+
+def _numbered(ids: np.ndarray) -> tuple[list[int], list[int]]:
+    """-> the distinct ids, the most frequent first, and where in that list each of `ids` stands."""
+    table, code, counts = np.unique(ids, return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    return {
-        "n": lengths.tolist(), "of": table[order].tolist(), "id": rank[code].tolist(),
-        "v": [places, whole.astype(int).tolist()], "part": percent.astype(int).tolist(),
-    }  # fmt: skip
+    return table[order].tolist(), rank[code].tolist()
 
 
 def first_places(tokens: Sequence[int]) -> list[int]:

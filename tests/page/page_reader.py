@@ -55,10 +55,11 @@ def read_moved(moved: dict[str, Any]) -> tuple[list[list[int]], list[list[float]
     """-> tokens raised (or lowered) at each token, and their changes."""
     largest, parts = iter(numbers(moved["v"])), iter(moved["part"])
     changes = []
-    for n in moved["n"]:
+    for n in moved["n"]:  # below zero where the largest is not the first
         most = next(largest) if n else 0.0
-        changes.append([most * next(parts) / 100 for _ in range(n)])
-    return cut([moved["of"][i] for i in moved["id"]], moved["n"]), changes
+        changes.append([most if n > 0 and not i else most * next(parts) / 100 for i in range(abs(n))])
+    assert [*largest, *parts] == []
+    return cut([moved["of"][i] for i in moved["id"]], [*map(abs, moved["n"])]), changes
 
 
 def read_effect(effect: dict[str, Any], tokens: list[int], lengths: list[int]) -> list[dict[str, Any]]:

@@ -43,11 +43,12 @@ const numbers = ([places, whole]) => whole.map((x) => x / 10 ** places);
 /** Tokens raised or lowered at each token: null, or pairs of token and change. */
 const movedPairs = ({ n, of, id, v, part }) => {
   const largests = numbers(v);
-  let [at, list] = [0, 0];
-  return n.map((length) => {
-    if (!length) return null;
+  let [at, list, other] = [0, 0, 0];
+  return n.map((count) => {
+    if (!count) return null;
     const most = largests[list++];
-    return Array.from({ length }, () => [of[id[at]], (most * part[at++]) / 100]);
+    return Array.from({ length: Math.abs(count) }, (_, i) =>
+      [of[id[at++]], count > 0 && !i ? most : (most * part[other++]) / 100]);
   });
 };
 

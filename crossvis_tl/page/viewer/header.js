@@ -31,7 +31,14 @@ const siteList = (sites) => {
 const factList = () => {
   const [reads, writes] = [siteList(HEAD.sources), siteList(HEAD.targets)];
   const facts = [...(reads === writes ? [["sites", reads]] : [["reads", reads], ["writes", writes]]), ...HEAD.facts];
-  return el("dl.facts", facts.map(([name, text]) => text && el("div", el("dt", name), el("dd", text))));
+  const list = el("dl.facts", facts.map(([name, text]) => text && el("div", el("dt", name), el("dd", text))));
+  const masked = HEAD.facts.find(([name]) => name === "masked")?.[1];
+  const about = el("details.about", el("summary", "About these numbers", masked && [" · masked: ", masked]), list);
+  const wide = matchMedia("(min-width: 721px)"); // on a narrow screen they would fill the first one
+  const follow = () => (about.open = wide.matches);
+  wide.addEventListener("change", follow);
+  follow();
+  return about;
 };
 
 const KINDS = { sae: "Sparse autoencoder", crosscoder: "Crosscoder", clt: "Cross-layer transcoder",
@@ -111,25 +118,27 @@ const helpDialog = () => {
 /** The address of what is shown; inside a notebook only its end. */
 const shownLink = () => (/^(file|https?):/.test(location.protocol) ? location.href : shownHash);
 
-/** Put a text on the clipboard, by the old way where a browser refuses the new one. */
+/** Put a text on the clipboard, by the old way where a browser refuses the new one -> whether it is there. */
 const toClipboard = async (text) => {
   try {
     await navigator.clipboard.writeText(text);
+    return true;
   } catch {
-    const area = el("textarea.unseen");
+    const [focused, area] = [document.activeElement, el("textarea.unseen")];
     area.value = text;
     document.body.append(area);
     area.select();
-    document.execCommand("copy");
+    const done = document.execCommand("copy");
     area.remove();
+    focused?.focus({ preventScroll: true });
+    return done;
   }
 };
 
 /** Copy the link to what is shown, and say so. */
 const copyLink = async () => {
-  const button = document.querySelector("[data-action=copy]");
-  await toClipboard(shownLink());
-  button.textContent = "Copied";
+  const button = document.querySelector("nav:not([hidden]) > [data-action=copy]");
+  button.textContent = (await toClipboard(shownLink())) ? "Copied" : "Not copied";
   setTimeout(() => (button.textContent = "Copy link"), 1500);
 };
 

@@ -38,7 +38,7 @@ const fillMatches = (input, list, current) => {
 
 /** The field and its list. `current()` is the id shown, `go` opens another. */
 const jumpBox = (current, go) => {
-  const list = el("ul", { id: "matches", role: "listbox", "aria-label": "Features", hidden: true });
+  const list = el("ul", { id: "matches", role: "listbox", "aria-label": "Features", tabindex: -1, hidden: true });
   const input = el("input", {
     role: "combobox", placeholder: "Find a feature", "aria-label": "Find a feature by number, label or token text",
     "aria-controls": "matches", "aria-expanded": "false", autocomplete: "off", data: { field: "jump" },

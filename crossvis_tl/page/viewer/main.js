@@ -1,7 +1,8 @@
 // Start: build the page, then listen.
 
-/** Whether a key typed here is text, or an arrow that moves inside a control. */
-const isTyping = (target) => target instanceof Element && target.closest("input, select, textarea, dialog[open]") !== null;
+/** Whether a key typed here is text, an arrow that moves inside a control, or the help's, wherever its focus is. */
+const isTyping = (target) => document.querySelector("dialog[open]") !== null
+  || (target instanceof Element && target.closest("input, select, textarea") !== null);
 
 /** Keys of the whole page. */
 const listenForKeys = (view) => {

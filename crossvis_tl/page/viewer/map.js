@@ -125,7 +125,7 @@ const featureMap = (open, leave) => {
       redraw();
     }));
   const bar = el("nav.bar", { "aria-label": "Map", hidden: true },
-    el("div.jump", input, el("kbd", "/")), status, wipe, back, helpButton());
+    el("div.jump", input, el("kbd", "/")), status, wipe, back, copyButton(), helpButton());
   const node = el("section.map", { data: { map: "" }, "aria-label": "Map of features" }, filter.node,
     el("div.picture", el("div.axes", pick("vertical", "y"), pick("horizontal", "x"),
       pick("colour", "color", [classes.length > 1 ? "class" : "none"]), key), plot.node), table.node);
