@@ -4,6 +4,7 @@ All are computed in the producer's training units, that is, before a normaliser 
 taken out again: a factor per source would change relative norms.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +13,17 @@ from torch import Tensor
 
 from crossvis_tl.dictionary import Dictionary
 
-# ckkissane/crosscoder-model-diff-replication, analysis.py: shared features lie between these relative norms.
-ONLY_FIRST, ONLY_SECOND = 0.3, 0.7
+# Bounds of the classes on the norm difference (arXiv 2504.02922): below the first, between the next two,
+# above the last.
+ONLY_FIRST, SHARED, ONLY_SECOND = 0.1, (0.4, 0.6), 0.9
+OTHER = "other"
 
 
 @dataclass
 class SiteGeometry:
     """One feature's decoder vectors. `targets`: the sites it writes, by index. `norms`: L2 norm at each of them, in
     training units. `cosine`: between each two. `relative_norm`: |d_B| / (|d_A| + |d_B|) for two models, else None;
-    `kind`: the class it gives ("shared", "only base" ...)."""
+    `kind`: their class ("shared", "only base", "other" ...)."""
 
     targets: list[int]
     norms: list[float]
@@ -49,7 +52,7 @@ def site_geometry(dictionary: Dictionary, features: Int[Tensor, " n"], names: li
         at = dictionary.writes(feature)
         cosine = _rounded(cosines[i][at][:, at].tolist()) if cosines is not None else []
         relative = relative_norm(norms[i]) if two_models else None
-        kind = classify(relative, names) if relative is not None else None
+        kind = classify(norms[i].tolist(), names) if two_models else None
         result.append(SiteGeometry(at, _rounded([norms[i].tolist()[t] for t in at]), cosine, relative, kind))
     return result
 
@@ -64,18 +67,30 @@ def relative_norm(norms: Float[Tensor, "2"]) -> float:
     return round(float(norms[1] / norms.sum().clamp_min(1e-12)), 4)
 
 
-def classify(relative: float, names: list[str]) -> str:
-    if relative < ONLY_FIRST:
+def classify(norms: Sequence[float], names: Sequence[str]) -> str:
+    """The class of a feature of two models with these decoder norms: "only base", "shared", "only tuned" or "other".
+
+    By delta = ((|d_B| - |d_A|) / max(|d_A|, |d_B|) + 1) / 2 (arXiv 2504.02922): 0 is the first model's alone, 1 the
+    second's.
+    """
+    largest = max(norms)
+    if largest <= 0:
+        return OTHER
+    delta = ((norms[1] - norms[0]) / largest + 1) / 2
+    if delta < ONLY_FIRST:
         return f"only {names[0]}"
-    return f"only {names[1]}" if relative > ONLY_SECOND else "shared"
+    if delta > ONLY_SECOND:
+        return f"only {names[1]}"
+    return "shared" if SHARED[0] <= delta <= SHARED[1] else OTHER
 
 
-def class_help(names: list[str]) -> str:
+def class_help(names: Sequence[str]) -> str:
     """What the class chip says on hover."""
+    a, b = (f"|d_{name}|" for name in names[:2])
     return (
-        f"relative norm r = |d_{names[1]}| / (|d_{names[0]}| + |d_{names[1]}|), of the decoder vectors in training "
-        "units; "
-        f"only {names[0]}: r < {ONLY_FIRST}; only {names[1]}: r > {ONLY_SECOND}; shared: between"
+        f"by delta = (({b} - {a}) / max({a}, {b}) + 1) / 2, of the decoder norms in training units (arXiv 2504.02922)\n"
+        f"only {names[0]}: delta < {ONLY_FIRST}\nshared: {SHARED[0]} to {SHARED[1]}\n"
+        f"only {names[1]}: delta > {ONLY_SECOND}\n{OTHER}: between"
     )
 
 

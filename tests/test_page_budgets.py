@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crossvis_tl import SaeVisConfig, SaeVisData, demo, load_dictionary, load_models, load_tokens
+from crossvis_tl import SaeVisConfig, SaeVisData, demo, load_dictionary, load_model, load_tokens
 from crossvis_tl.page import write_page
 from crossvis_tl.page_data import feature_page
 
@@ -23,7 +23,7 @@ def test_a_feature_is_within_its_budget(tmp_path: Path, name: str) -> None:
     dictionary = load_dictionary(where)
     step = dictionary.n_features // N_FEATURES // 2
     cfg = SaeVisConfig(features=list(range(0, dictionary.n_features, step)), minibatch_size_tokens=16)
-    data = SaeVisData.create(dictionary, load_models([str(one) for one in models]), load_tokens(demo.TOKENS)[:256], cfg)
+    data = SaeVisData.create(dictionary, [load_model(one) for one in models], load_tokens(demo.TOKENS)[:256], cfg)
     head, payloads = feature_page(data, None)
     busy = sorted(payloads, key=lambda pair: -sum(len(group["sequences"]) for group in pair[1]["groups"]))[:N_FEATURES]
     chosen = {number for number, _ in busy}

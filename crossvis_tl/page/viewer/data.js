@@ -7,10 +7,6 @@ const PLACE = new Map(HEAD.features.id.map((id, place) => [id, place]));
 const MARKS = ["●", "■", "▲", "◆"]; // one shape a model, so that colour is not all that tells them apart
 const KEPT = 60; // inflated features kept in memory
 
-const parsed = new Promise((resolve) => {
-  if (document.readyState !== "loading") resolve();
-  else document.addEventListener("DOMContentLoaded", () => resolve(), { once: true });
-});
 const inflated = new Map();
 
 /** What the index knows of a feature: {id, label, density, max, class}. */
@@ -22,10 +18,11 @@ const record = (id) => {
 
 /** The feature's tag, as soon as the file has been read that far. */
 const payloadTag = async (id) => {
-  const early = document.getElementById(`f${id}`);
-  if (early?.nextElementSibling) return early;
-  await parsed;
-  return document.getElementById(`f${id}`);
+  for (;;) {
+    const tag = document.getElementById(`f${id}`);
+    if (tag?.nextElementSibling || document.readyState !== "loading") return tag;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
 };
 
 /** Base64 of a zlib stream of JSON -> its value. */

@@ -25,11 +25,14 @@ const interval = (low, high, show) =>
     ` (${show(low)} to ${show(high)})`);
 
 /** Latent scaling of two models: how much of the feature is in the first one too. */
-const scaling = (found) =>
-  found && ["errors", "reconstructions"].map((what, i) =>
+const scaling = (found) => {
+  const short = (x) => (x == null ? "–" : num(x, 2));
+  return found && ["errors", "reconstructions"].map((what, i) =>
     el("div", el("dt", { title: "arXiv 2504.02922: near 0, only the second model has it; near 1, both do" }, `ν on ${what}`),
-      el("dd", field(`nu-${what}`, found.nu[i] == null ? "–" : num(found.nu[i], 2)),
-        interval(found.nu_low[i], found.nu_high[i], (x) => num(x, 2)))));
+      el("dd", field(`nu-${what}`, short(found.nu[i])), interval(found.nu_low[i], found.nu_high[i], short),
+        el("small", { title: "how much of the feature each model's activations hold: its beta" },
+          ` β ${short(found.beta_first[i])} / ${short(found.beta_second[i])}`))));
+};
 
 /** Density, largest activation and class, in one line. */
 const featureFacts = ({ density, max, class: name, data }) =>
