@@ -9,6 +9,7 @@ from sae_vis.data_config_classes import SaeVisConfig
 from safetensors.torch import load_file
 
 from crossvis_tl import SaeVisData, calibrate, load_dictionary
+from crossvis_tl.attribution import Attribution, driving_sources
 from crossvis_tl.capture import Capture
 from crossvis_tl.geometry import decoder_vectors
 from crossvis_tl.logit_effects import residual_written
@@ -189,3 +190,24 @@ def test_a_missing_input_scale_is_asked_for(folder):
     meta, _, _ = read(folder)
     with pytest.raises(ValueError, match=r"does not hold input_scale; pass input_scale=\[one factor per source\]"):
         load_dictionary(folder / meta["load_path"])
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_what_drives_a_feature_adds_up_to_its_pre_activation(folder):
+    """Of every dictionary whose features read several sources together; of the others nothing is said."""
+    meta, inputs, _ = read(folder)
+    dictionary = load_dictionary(folder / meta["load_path"], **meta["needs_from_user"]).comparable()
+    features = torch.arange(0, dictionary.n_features, 3)
+    several = driving_sources(dictionary, len(features))
+    alone = len(dictionary.sources) == 1 or any(len(g.W_enc) < len(dictionary.sources) for g in dictionary.groups)
+    assert several == (0 if alone else len(dictionary.sources))
+    if alone:
+        return
+    flat = [x.flatten(0, -2) for x in inputs]
+    tokens, which = torch.meshgrid(torch.arange(len(flat[0])), torch.arange(len(features)), indexing="ij")
+    found = Attribution(dictionary, features).shares(flat, which.flatten(), tokens.flatten())
+    pre = torch.cat([g.pre(dictionary.normalised(flat)) for g in dictionary.groups], -1)[:, features]
+    bias = torch.cat([g.b_enc for g in dictionary.groups])[features]
+    apart = pre.abs() > 1e-2  # where sources and bias cancel, shares are large numbers
+    total = found.sum(-1).reshape(pre.shape) * pre + bias
+    torch.testing.assert_close(total[apart], pre[apart], rtol=1e-3, atol=1e-4)
