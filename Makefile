@@ -27,6 +27,7 @@ test: check browser
 check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/oxlint crossvis_tl/page
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/dev

@@ -83,7 +83,7 @@ class _Page:
             "layout": _layout(layout, measures), "class_help": class_help(self.facts.models) if two else None,
             "features": {
                 "id": features,
-                "label": [_name(panel.label, feature) for feature, panel in zip(features, panels, strict=True)],
+                "label": [panel.called(feature) for feature, panel in zip(features, panels, strict=True)],
                 "density": [compact(panel.density) for panel in panels],
                 "max": [compact(panel.maximum) for panel in panels],
                 "class": [panel.geometry.kind if panel.geometry else None for panel in panels],
@@ -154,7 +154,7 @@ class _Page:
 
     def _label(self, feature: int) -> str:
         panel = self.data.panels.get(feature)
-        return _name(panel.label, feature) if panel else ""
+        return panel.called(feature) if panel else ""
 
     def _logits(self, model: int, part: ModelLogits) -> dict[str, Any]:
         table = part.table
@@ -179,7 +179,7 @@ class _Page:
             "target_index": geometry.targets, "norms": geometry.norms, "shares": shares,
             "relative_norm": geometry.relative_norm, "class": geometry.kind, "cosine": geometry.cosine,
             "lens": [self._lens(lens) for lens in panel.lens],
-            "note": "norms in the producer's training units",
+            "note": None,
         }  # fmt: skip
 
     def _lens(self, lens: SiteLens | None) -> dict[str, Any] | None:
@@ -259,11 +259,6 @@ def _group_title(title: str, *, interval: bool) -> str:
         return "Interval"
     titles = {"LOWEST": "Lowest activations", "RANDOM": "Random activations"}
     return titles.get(title.split(" ", 1)[0], "Top activations")
-
-
-def _name(label: str, feature: int) -> str:
-    """A label that only repeats the number says nothing."""
-    return "" if label == str(feature) else label
 
 
 def _rows(*columns: list) -> list[list]:

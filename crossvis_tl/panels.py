@@ -1,5 +1,6 @@
 """What a dashboard shows beyond sae_vis' own components, feature by feature, as plain data."""
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -7,6 +8,8 @@ from sae_vis.data_storing_fns import LogitsHistogramData, LogitsTableData
 
 from crossvis_tl.geometry import SiteGeometry
 from crossvis_tl.latent_scaling import LatentScaling
+
+LONGEST = 300  # characters of a description on a page
 
 
 @dataclass
@@ -75,7 +78,8 @@ class FeaturePanels:
     None for the others. `scaling`: where it was gathered. `lens`: of each target in `geometry.targets`, None for one
     whose site does not write to the residual stream; [] where the layout shows none. `attribution`: each source's share
     over the top examples. `tokens`: ids of the tokens that its strongest examples fire on, the most frequent first.
-    `layer`: what a transcoder's feature reads."""
+    `layer`: what a transcoder's feature reads. `description`: what someone says it stands for, whole; `label` is the
+    dictionary's own name of it ("L3F7")."""
 
     label: str
     density: float
@@ -92,6 +96,15 @@ class FeaturePanels:
     tokens: list[int] = field(default_factory=list)
     layer: int | None = None
     prompts: list[PromptSequence] = field(default_factory=list)
+    description: str = ""
+
+    def called(self, feature: int) -> str:
+        """What a page calls the feature beside its number: "L3F7 · fires on dates". A label that only repeats the
+        number says nothing; a description stands on one line, cut at `LONGEST`."""
+        said = re.sub(r"\s+", " ", self.description).strip()
+        if len(said) > LONGEST:
+            said = said[: LONGEST - 1].rstrip() + "…"
+        return " · ".join(filter(None, ("" if self.label == str(feature) else self.label, said)))
 
     def to_dict(self) -> dict[str, Any]:
         """All but the prompts, which belong to the page they were asked for."""
@@ -113,6 +126,7 @@ class FeaturePanels:
         return cls(
             data["label"], data["density"], data["maximum"], (low, high), data["logits_note"], scaling, geometry,
             logits, sequences, bounds, lens, data["attribution"], data["tokens"], data["layer"],
+            description=str(data.get("description", "")),
         )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def page_chunks(head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[s
             packed = pack(feature)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{what} cannot be written to a page: {find_culprit(feature) or error}") from error
-        yield f'<script type="text/plain" id="f{number}">{deflate(packed, what)}</script>\n'
+        yield f"<script type=t id=f{number}>{deflate(packed, what)}</script>\n"
     yield after
 
 

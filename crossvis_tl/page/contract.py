@@ -219,7 +219,8 @@ class Sites(_SitesClass, total=False):
 
     `target_index`: which of `Head.targets` those are; absent means all, in order. `norms`, `shares`: [target].
     `cosine`: [target][target]. `lens`: [target], None for a site that writes no logits.
-    `relative_norm`: the second model's share of the norm, 0 = only in `Head.models[0]`, 1 = only in `Head.models[1]`.
+    `note`: what is said of the norms, None for that they are in the producer's training units. `relative_norm`: the
+    second model's share of the norm, 0 = only in `Head.models[0]`, 1 = only in `Head.models[1]`.
     """
 
     target_index: list[int]

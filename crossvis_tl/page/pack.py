@@ -3,19 +3,21 @@
 All tokens of all sequences stand in one list, and so do all activations, losses and so on; the lengths of the sequences
 say where one ends. A column of numbers is `[places, whole numbers]`: the numbers times 10 ** places, rounded. `places`
 is chosen for the column's largest number, so that what the page prints of it is right, and small numbers are short.
-Of the tokens a feature raises, the largest change of a token's list is written so and all of them as percentages of
+Of the tokens a feature raises, the largest change of a token's list is written so and all of them as fiftieths of
 it: taking a feature away moves the same tokens nearly in proportion wherever it fires. A list whose largest change is
 nothing beside those of other lists is left empty. `viewer/data.js` undoes all of this.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
 
 # Digits of a column's largest number, beyond which numbers are rounded.
-ACT_DIGITS, LOSS_DIGITS, LOGIT_DIGITS, MOVED_DIGITS, P_DIGITS, SHARE_DIGITS = 5, 4, 3, 3, 3, 2
+ACT_DIGITS, LOSS_DIGITS, LOGIT_DIGITS, MOVED_DIGITS, P_DIGITS, SHARE_DIGITS = 4, 3, 3, 3, 2, 2
+# In place of a probability: nothing is said of this token, or all but its probability.
+NO_EFFECT, NO_P = -1, -2
 Packed = dict[str, Any]
 
 
@@ -23,10 +25,8 @@ def pack(feature: Mapping[str, Any]) -> Packed:
     """-> the feature as it is written: `contract.FeaturePayload` with its sequences in columns."""
     groups = feature["groups"]
     packed = {name: value for name, value in feature.items() if value is not None}
-    packed["groups"] = [
-        {name: value for name, value in group.items() if name != "sequences"} | {"n": len(group["sequences"])}
-        for group in groups
-    ]
+    packed["groups"] = {name: [group[name] for group in groups] for name in ("title", "low", "high", "share")}
+    packed["groups"]["n"] = [len(group["sequences"]) for group in groups]
     packed["examples"] = columns([sequence for group in groups for sequence in group["sequences"]])
     if feature["prompts"] is not None:
         packed["prompts"] = columns(feature["prompts"])
@@ -40,7 +40,8 @@ def columns(sequences: Sequence[Mapping[str, Any]]) -> Packed:
     packed: Packed = {"n": [len(sequence["t"]) for sequence in sequences], "t": tokens, "a": scaled(acts, ACT_DIGITS)}
     for name in ("bold", "row", "pos"):
         packed[name] = [sequence[name] for sequence in sequences]
-    packed["doc"] = [None if s.get("doc") == s["row"] else s.get("doc") for s in sequences]  # as most are
+    if any(s.get("doc") not in (None, s["row"]) for s in sequences):  # a row is a document unless it says otherwise
+        packed["doc"] = [None if s.get("doc") == s["row"] else s.get("doc") for s in sequences]
     first = first_places(tokens)
     n_models = max((len(sequence["e"]) for sequence in sequences), default=0)
     packed["e"] = [_effects([sequence["e"][m] for sequence in sequences], first) for m in range(n_models)]
@@ -55,20 +56,28 @@ def columns(sequences: Sequence[Mapping[str, Any]]) -> Packed:
 
 
 def _effects(effects: Sequence[Mapping[str, Any]], first: Sequence[int]) -> Packed:
-    """One model's effects along all sequences. `first`: places of the tokens that have a direct logit of their own."""
+    """One model's effects along all sequences. `first`: places of the tokens that have a direct logit of their own.
+
+    `p`: of every token. What the feature does is written of those tokens alone of which `p` is not `NO_EFFECT`.
+    """
     logits = np.array(flat(effect["logit"] for effect in effects), dtype=float)
+    losses = np.array(flat(effect["loss"] for effect in effects), dtype=float)
+    sides = {side: flat(effect[side] for effect in effects) for side in ("up", "down")}
+    chances = flat(effect.get("p") or [None] * len(effect["loss"]) for effect in effects)
+    said = [
+        p is not None or loss != 0 or bool(up) or bool(down)
+        for p, loss, up, down in zip(chances, losses.tolist(), *sides.values(), strict=True)
+    ]
     packed: Packed = {
-        "loss": scaled(np.array(flat(effect["loss"] for effect in effects), dtype=float), LOSS_DIGITS),
-        "logit": scaled(logits[first], LOGIT_DIGITS),
-    }
-    chances = flat(effect.get("p") or () for effect in effects)
-    known = [p for p in chances if p is not None]
-    if known:
-        packed["p"] = [-1 if p is None else round(p * 10**P_DIGITS) for p in chances]
-    for side in ("up", "down"):
-        lists = list(chain.from_iterable(effect[side] for effect in effects))
-        ids = list(chain.from_iterable(chain.from_iterable(effect[f"{side}_ids"] for effect in effects)))
-        packed[side] = _moved(lists, ids)
+        "logit": scaled(logits[first], LOGIT_DIGITS), "loss": scaled(losses[said], LOSS_DIGITS),
+        "p": [
+            NO_EFFECT if not one else NO_P if p is None else round(p * 10**P_DIGITS)
+            for p, one in zip(chances, said, strict=True)
+        ],
+    }  # fmt: skip
+    for side, lists in sides.items():
+        ids = flat(chain.from_iterable(effect[f"{side}_ids"] for effect in effects))
+        packed[side] = _moved(list(compress(lists, said)), ids)
     return packed
 
 
@@ -87,15 +96,15 @@ def _moved(lists: Sequence[Sequence[float]], ids: Sequence[int]) -> Packed:
     written = np.array(whole, dtype=float)
     left = written != 0
     lengths[lengths > 0] = np.where(leads, some, -some) * left
-    # percentages of what is written, so that rounding it does not move the others
-    percent = np.round(100 * values * 10.0**places / np.where(left, written, 1).repeat(some))
+    # fiftieths of what is written, so that rounding it does not move the others
+    fiftieths = np.round(50 * values * 10.0**places / np.where(left, written, 1).repeat(some))
     shown = left.repeat(some)
     parts = shown.copy()
     parts[starts[leads]] = False
     table, codes = _numbered(np.array(ids, dtype=int)[shown])
     return {
         "n": lengths.tolist(), "of": table, "id": codes,
-        "v": [places, written[left].astype(int).tolist()], "part": percent[parts].astype(int).tolist(),
+        "v": [places, written[left].astype(int).tolist()], "part": fiftieths[parts].astype(int).tolist(),
     }  # fmt: skip
 
 

@@ -415,11 +415,14 @@ def test_text_of_the_map_stands_out(open_page: OpenPage, scheme: str) -> None:
 
 
 def test_dots_take_the_colours_of_the_scheme_when_it_changes(page: Page) -> None:
+    frames = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
     light = page.locator("canvas").evaluate(INK)
     page.emulate_media(color_scheme="dark")
+    page.evaluate(frames)  # a page hears of another scheme with the next frame
     dark = page.locator("canvas").evaluate(INK)
     assert light != dark
     page.emulate_media(color_scheme="light")
+    page.evaluate(frames)
     assert page.locator("canvas").evaluate(INK) == light
 
 

@@ -25,14 +25,55 @@ const payloadTag = async (id) => {
   }
 };
 
-/** Base64 of a zlib stream of JSON -> its value. */
+const TAKEN = { "\u0080": 0, "\u0081": 13, "\u0082": 60 }; // see encode.py
+
+/** Text of seven bits a character -> bytes. */
+const fromSevenBits = (text) => {
+  const bytes = new Uint8Array((text.length * 7) >> 3);
+  let [held, count, at] = [0, 0, 0];
+  for (const character of text) {
+    held = ((held << 7) | (TAKEN[character] ?? character.charCodeAt(0))) & 0x3fff;
+    count += 7;
+    if (count < 8) continue;
+    count -= 8;
+    bytes[at++] = (held >> count) & 255;
+  }
+  return bytes;
+};
+
+/** A column of whole numbers out of the bytes behind the JSON, see encode.py. */
+const wholeNumbers = (bytes, start, count, signed) => {
+  const width = Math.abs(signed);
+  return Array.from({ length: count }, (_, i) => {
+    let x = 0;
+    for (let plane = width - 1; plane >= 0; plane--) x = x * 256 + bytes[start + plane * count + i];
+    return signed > 0 ? x : x % 2 ? -(x + 1) / 2 : x / 2;
+  });
+};
+
+/** JSON with columns behind it -> its value. */
+const readColumns = (bytes) => {
+  const end = bytes.indexOf(10);
+  let at = end + 1;
+  return JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)), (_, value) => {
+    if (!value?.$) return value;
+    const [count, width] = value.$;
+    const column = wholeNumbers(bytes, at, count, width);
+    at += count * Math.abs(width);
+    return column;
+  });
+};
+
+/** The text of a feature's tag -> its value. */
 const inflate = async (text) => {
   if (!("DecompressionStream" in window)) {
-    throw new Error("this browser cannot inflate data; Chrome 80, Firefox 113, Safari 16.4 and later can");
+    throw new Error("this browser cannot inflate data; Chrome 103, Firefox 113, Safari 16.4 and later can");
   }
-  const packed = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
+  const stream = new Response(fromSevenBits(text)).body.pipeThrough(new DecompressionStream("deflate-raw"));
+  return readColumns(new Uint8Array(await new Response(stream).arrayBuffer()));
 };
+
+const NO_EFFECT = -1; // in place of a probability, see pack.py
 
 /** A column of numbers, see pack.py. */
 const numbers = ([places, whole]) => whole.map((x) => x / 10 ** places);
@@ -45,7 +86,7 @@ const movedPairs = ({ n, of, id, v, part }) => {
     if (!count) return null;
     const most = largests[list++];
     return Array.from({ length: Math.abs(count) }, (_, i) =>
-      [of[id[at++]], count > 0 && !i ? most : (most * part[other++]) / 100]);
+      [of[id[at++]], count > 0 && !i ? most : (most * part[other++]) / 50]);
   });
 };
 
@@ -54,9 +95,13 @@ const effectColumns = (effect, tokens) => {
   const logits = numbers(effect.logit);
   const own = new Map();
   for (const token of tokens) if (!own.has(token)) own.set(token, logits[own.size]);
+  const spread = (column, none) => {
+    let at = 0;
+    return effect.p.map((p) => (p === NO_EFFECT ? none : column[at++]));
+  };
   return {
-    loss: numbers(effect.loss), logit: tokens.map((token) => own.get(token)),
-    p: (effect.p ?? []).map((p) => (p < 0 ? null : p / 1000)), up: movedPairs(effect.up), down: movedPairs(effect.down),
+    logit: tokens.map((token) => own.get(token)), p: effect.p.map((p) => (p < 0 ? null : p / 100)),
+    loss: spread(numbers(effect.loss), 0), up: spread(movedPairs(effect.up), null), down: spread(movedPairs(effect.down), null),
   };
 };
 
@@ -80,7 +125,7 @@ const unpack = (packed) => {
     end += length;
     const cut = (column) => column.slice(start, end);
     return {
-      t: cut(packed.t), a: cut(acts), bold: packed.bold[i], row: packed.row[i], pos: packed.pos[i], doc: packed.doc[i],
+      t: cut(packed.t), a: cut(acts), bold: packed.bold[i], row: packed.row[i], pos: packed.pos[i], doc: packed.doc?.[i],
       e: effects.map((effect) => Object.fromEntries(Object.entries(effect).map(([name, column]) => [name, cut(column)]))),
       s: shares.map(cut),
     };
@@ -90,8 +135,11 @@ const unpack = (packed) => {
 /** A feature as it is written -> contract.py, FeaturePayload. */
 const unpackFeature = (packed) => {
   const examples = unpack(packed.examples);
+  const { title, low, high, share, n } = packed.groups;
   let end = 0;
-  const groups = packed.groups.map(({ n, ...group }) => ({ ...group, sequences: examples.slice(end, (end += n)) }));
+  const groups = n.map((length, i) => ({
+    title: title[i], low: low[i], high: high[i], share: share[i], sequences: examples.slice(end, (end += length)),
+  }));
   return { ...packed, groups, prompts: unpack(packed.prompts) };
 };
 

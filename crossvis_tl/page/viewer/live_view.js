@@ -30,7 +30,7 @@ const liveArticle = (read) => {
     else tell({ kind: "open", feature });
   };
   const take = ({ feature, packed, error }) => {
-    if (packed) document.body.append(el("script", { type: "text/plain", id: `f${feature}` }, packed));
+    if (packed) document.body.append(el("script", { type: "t", id: `f${feature}` }, packed));
     if (feature !== wanted) return;
     if (packed) draw(feature);
     else say(brokenArticle(feature, { message: error }));
@@ -64,7 +64,8 @@ const colourBar = (choose) => {
     on: { keydown: ({ key }) => key === "Enter" && box.value.trim() && tell({ kind: "find", text: box.value }) },
   });
   const chips = el("div.choice.colours", { role: "group", "aria-label": "Coloured by" });
-  const pin = el("button.button", { data: { action: "pin" } });
+  let pinned = {}; // what a press of the button chooses
+  const pin = el("button.button", { data: { action: "pin" }, on: { click: () => choose(pinned) } });
   const draw = ({ feature, pins }, shown) => {
     const all = [null, ...pins, ...(feature == null || pins.includes(feature) ? [] : [feature])];
     const button = (one) => el("button", {
@@ -76,8 +77,7 @@ const colourBar = (choose) => {
     const isPinned = pins.includes(shown);
     pin.hidden = shown == null;
     pin.textContent = isPinned ? "Unpin" : "Pin";
-    pin.onclick = () =>
-      choose({ feature: shown, pins: isPinned ? pins.filter((one) => one !== shown) : [...pins, shown] });
+    pinned = { feature: shown, pins: isPinned ? pins.filter((one) => one !== shown) : [...pins, shown] };
   };
   const node = el("nav.bar", { "aria-label": "Colour" }, el("div.jump", box), chips, pin, helpButton());
   return { node, draw, clear: () => (box.value = "") };

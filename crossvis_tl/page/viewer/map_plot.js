@@ -20,7 +20,7 @@ const scatter = ({ open, boxed, card }) => {
     tabindex: 0, role: "application", data: { ownKeys: "" },
     "aria-label": "Scatter of the features in the table. Arrow keys go from dot to dot, Enter opens one.",
   }, frame, canvas, band, ring);
-  let look = {}; // see map_draw.js; with `box` and `rest`, the dot that is ringed when none is pointed at
+  const look = {}; // see map_draw.js; with `box` and `rest`, the dot that is ringed when none is pointed at
   let at = null; // pixels
   let [pointed, drag, held] = [null, false, {}]; // the dot; whether a button is down; the press last begun
 

@@ -14,8 +14,8 @@ const mapColumns = (measures, classes) => {
   const kind = (place) => classes.find(({ name }) => name === kinds[place]);
   return [
     { name: "id", label: "Feature", width: 84, of: (place) => ids[place], cell: (place) => link(ids[place]) },
-    { name: "label", label: "Label", width: 160, isText: true, of: (place) => labels[place] || null,
-      cell: (place) => el("span", { title: labels[place] }, labels[place]) },
+    { name: "label", label: "Label", width: labels.some(({ length }) => length > 20) ? 320 : 160, isText: true,
+      of: (place) => labels[place] || null, cell: (place) => el("span", { title: labels[place] }, labels[place]) },
     { name: "tokens", label: "Fires on", width: 180, isText: true,
       help: "Tokens of its strongest examples, the most frequent first.", of: (place) => HEAD.vocabulary[tokens[place][0]],
       cell: (place, match) => el("div.chips", chips(place, match)) },

@@ -7,7 +7,7 @@ const featureLink = (id) =>
   ON_PAGE && PLACE.has(id) ? el("a", { href: `#f=${id}`, data: { link: id } }, `#${id}`) : `#${id}`;
 
 const featureRow = (link) => ([id, label, pearson, cosine]) =>
-  [[link(id), label && el("span.label", ` ${label}`)], signed(pearson), signed(cosine)];
+  [[link(id), label && el("span.label", { title: label }, ` ${label}`)], signed(pearson), signed(cosine)];
 
 /** The small tables: title, headings, cells of a row. Features of B are not on the page. */
 const SMALL_TABLES = {

@@ -25,7 +25,7 @@ const decoderNorms = ({ data: { sites } }) => {
   return panel("DecoderNorms", "Decoder norms",
     el("div.scroll", table("table.norms", ["Site", "", "Norm", ...(shares ? ["Share of squares"] : [])], rows)),
     sites.relative_norm != null && SEVERAL && relativeNorm(sites),
-    sites.note && el("p.note", sites.note));
+    el("p.note", sites.note ?? "norms in the producer's training units"));
 };
 
 /** One cell of the cosine matrix: blue above zero, red below, the number in both. */
