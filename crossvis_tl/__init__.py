@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from crossvis_tl.calibration import calibrate, estimate_input_scale
     from crossvis_tl.dictionary import Dictionary
     from crossvis_tl.errors import CrossvisWarning, ModelMismatchError
+    from crossvis_tl.export.circuit_tracer import export_circuit_tracer
+    from crossvis_tl.export.delphi import export_delphi
     from crossvis_tl.feature_acts import FeatureActs
     from crossvis_tl.feature_store import gather, merge
     from crossvis_tl.formats import load_dictionary
     from crossvis_tl.hooks import Hook, discover_hook_point_for_layer, find_hook, hook_table
     from crossvis_tl.inspection import inspect
+    from crossvis_tl.labels import load_labels
     from crossvis_tl.layouts import (
         Column,
         DecoderCosineConfig,
@@ -53,11 +56,14 @@ __all__ = [
     "calibrate",
     "discover_hook_point_for_layer",
     "estimate_input_scale",
+    "export_circuit_tracer",
+    "export_delphi",
     "find_hook",
     "gather",
     "hook_table",
     "inspect",
     "load_dictionary",
+    "load_labels",
     "load_model",
     "load_tokens",
     "merge",
@@ -84,11 +90,14 @@ _HOMES = {
     "calibrate": "calibration",
     "discover_hook_point_for_layer": "hooks",
     "estimate_input_scale": "calibration",
+    "export_circuit_tracer": "export.circuit_tracer",
+    "export_delphi": "export.delphi",
     "find_hook": "hooks",
     "gather": "feature_store",
     "hook_table": "hooks",
     "inspect": "inspection",
     "load_dictionary": "formats",
+    "load_labels": "labels",
     "load_model": "models",
     "load_tokens": "tokens",
     "merge": "feature_store",

@@ -1,10 +1,12 @@
 """Dashboards that were made: what they hold, and the ways out of them: pages, notebooks, JSON."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
+from warnings import warn
 
 from sae_vis.data_config_classes import SaeVisConfig as StockConfig
 from sae_vis.data_storing_fns import SaeVisData as StockSaeVisData
@@ -13,7 +15,8 @@ from crossvis_tl import stock_pages, storage
 from crossvis_tl.asking import check_prompt_layout, checked
 from crossvis_tl.capture import Capture
 from crossvis_tl.encoders import as_dictionary
-from crossvis_tl.errors import check_word
+from crossvis_tl.errors import CrossvisWarning, check_word
+from crossvis_tl.labels import Labels
 from crossvis_tl.models import load_models
 from crossvis_tl.notebook import show
 from crossvis_tl.page import write_page
@@ -49,6 +52,24 @@ class Dashboards(StockSaeVisData):
         n = len(self.feature_data_dict)
         verdict = self.page.fidelity["headline"] if self.page.fidelity else "fidelity not measured"
         return f"<b>{escape(self.page.title)}</b>: {n} features. {escape(verdict)} Use <code>.show()</code>."
+
+    def with_labels(self, labels: str | Path | Mapping[Any, str] | Labels, *, layer: int | str | None = None) -> Self:
+        """The same dashboards with descriptions of their features, which their pages show behind the dictionary's own
+        labels ("L3F7 · fires on dates") and find; `save_json` keeps them, sae_vis' own pages lack them.
+
+        `labels`: {3: "dates"}, {"L3F7": "dates"}, or where they lie: Neuronpedia's exports and answers, Delphi's folder
+        or a table (`crossvis_tl.labels.load_labels`, also for `layer` and errors). Features that are not shown are
+        passed over; those it does not describe keep what described them before. Warns where it describes none.
+        """
+        texts = Labels.of(labels).on(self, layer=layer)
+        made = copy(self)
+        made.panels = {
+            feature: replace(panel, description=texts.get(feature, panel.description), prompts=[])
+            for feature, panel in self.panels.items()
+        }
+        if not texts.keys() & made.panels.keys():
+            warn("none of the features shown is among those described", CrossvisWarning, stacklevel=2)
+        return made
 
     def save_feature_centric_vis(
         self, filename: str | Path, feature_idx: int | None = None, *, renderer: Renderer = "crossvis_tl"

@@ -1,4 +1,4 @@
-"""The command line: `crossvis demo`, `render`, `page`, `gather`, `merge`, `inspect` and `hooks`."""
+"""The command line: `crossvis demo`, `render`, `page`, `gather`, `merge`, `export`, `inspect` and `hooks`."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from crossvis_tl.cli.common import FACT_HELP, TRUST_HELP, out, quiet_libraries, show_fidelity, user_errors
+from crossvis_tl.cli.exporting import export
 from crossvis_tl.cli.rendering import page, render
 from crossvis_tl.cli.storing import gather, merge
 
@@ -103,6 +104,7 @@ def hooks(
 
 app.command()(render)
 app.command()(page)
+app.add_typer(export, name="export")
 app.command()(gather)
 app.command()(merge)
 

@@ -1,13 +1,19 @@
 """`crossvis render`: dashboards, from a model and tokens or from a store."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from crossvis_tl.cli import common
 from crossvis_tl.cli.common import out, show_fidelity, user_errors
+
+if TYPE_CHECKING:
+    from crossvis_tl.dashboards import Dashboards
+
+LABELS_HELP = "Descriptions of features: Neuronpedia's export, Delphi's folder, or a CSV (feature, layer, description)."
+LAYER_HELP = "The layer that --labels is of, if it does not say or holds several: 3, or 3-res-jb."
 
 
 def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
@@ -40,6 +46,8 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     latent_scaling: common.LatentScaling = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="With --store: no effects on logits.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also save the dashboards' data here (.json).")] = None,
+    labels: Annotated[Path | None, typer.Option(help=LABELS_HELP)] = None,
+    labels_layer: Annotated[str | None, typer.Option(help=LAYER_HELP)] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text to show under the features; repeatable.")] = None,
     prompt_page: Annotated[Path, typer.Option("--prompt-out", help="The HTML file for --prompt.")] = Path(
         "prompts.html"
@@ -55,6 +63,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             raise ValueError("--prompt is empty; give a text")
         if prompt and no_model:
             raise ValueError("--prompt runs the model; leave --no-model out")
+        described = _Described(labels, labels_layer)
         facts = common.all_facts(
             fact, subfolder, revision, trust_pickle, input_scale, hook_point, feature_input_hook=feature_input_hook,
             feature_output_hook=feature_output_hook, processing=processing,
@@ -70,6 +79,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             common.refuse_with_store(gathering)
             if no_model and model:
                 raise ValueError("--no-model and --model contradict each other; give one of them")
+            described.check(dictionary, facts)
             data = StoredJob(
                 store, features, dictionary, facts, model or (), no_model, device, dtype,
                 effect, cfg_fields,  # type: ignore[arg-type]
@@ -78,6 +88,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             models, path, rows = common.required(model, dictionary, tokens)
             if no_model:
                 raise ValueError("--no-model goes with --store: without one the model must be run")
+            described.check(path, facts)
             data = RenderJob(
                 models=models, dictionary=path, tokens=rows, features=features, device=device, dtype=dtype or "float32",
                 context=context, token_replacements=parse_replacements(replace_token or []), facts=facts,
@@ -85,6 +96,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
                 masked_tokens=common.token_names(mask_token), masked_positions=mask_position or [],
                 effect=effect, latent_scaling=latent_scaling,  # type: ignore[arg-type]
             ).run(verdict=show_fidelity)  # fmt: skip
+        data = described.put_to(data)
         data.save_feature_centric_vis(page)
         if json is not None:
             data.save_json(json)
@@ -99,15 +111,46 @@ def page(
     saved: Annotated[Path, typer.Argument(help="What `crossvis render --json` saved.")],
     page: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("features.html"),
     feature: Annotated[int | None, typer.Option(help="The feature to open on; default the map, or the first.")] = None,
+    labels: Annotated[Path | None, typer.Option(help=LABELS_HELP)] = None,
+    labels_layer: Annotated[str | None, typer.Option(help=LAYER_HELP)] = None,
 ) -> None:
     """Write the page of saved dashboards again, without model, dictionary or tokens."""
     with user_errors():
         from crossvis_tl import SaeVisData
 
         _check_outputs({"--out": page})
-        data = SaeVisData.load_json(saved)
+        described = _Described(labels, labels_layer)
+        data = described.put_to(SaeVisData.load_json(saved))
         data.save_feature_centric_vis(page, feature)
         out.print(f"{len(data.feature_data_dict)} features in {escape(str(page))}")
+
+
+class _Described:
+    """--labels, read when it is made. ValueError and FileNotFoundError as `crossvis_tl.labels.load_labels`."""
+
+    def __init__(self, path: Path | None, layer: str | None):
+        from crossvis_tl.labels import Labels
+
+        if layer is not None and path is None:
+            raise ValueError("--labels-layer goes with --labels")
+        self.path, self.labels = path, None if path is None else Labels.of(path)
+        self.layer = int(layer) if layer is not None and layer.isdecimal() else layer
+
+    def check(self, dictionary: str | None, facts: dict[str, Any]) -> None:
+        """Before the models are loaded: whether the features described are the dictionary's, where it is named."""
+        from crossvis_tl.formats import load_dictionary
+
+        if self.labels is not None and dictionary is not None:
+            self.labels.on(load_dictionary(dictionary, **facts), layer=self.layer)
+
+    def put_to(self, data: "Dashboards") -> "Dashboards":
+        """The dashboards with their descriptions, and how many have one."""
+        if self.labels is None:
+            return data
+        data = data.with_labels(self.labels, layer=self.layer)
+        n = sum(bool(panel.description) for panel in data.panels.values())
+        out.print(f"{n} of {len(data.panels)} features described, from {escape(str(self.path))}")
+        return data
 
 
 def _check_outputs(files: dict[str, Path | None]) -> None:
