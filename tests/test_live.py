@@ -155,7 +155,6 @@ def test_a_page_drawn_anew_goes_on_with_what_was_asked_last(crosscoder):
     [
         ({"text": "A" * 30}, f"the prompt's tokens are 31 positions long; the model's context is {N_CTX}"),
         ({"feature": 40}, "feature 40 is out of range: this crosscoder has features 0 to 39"),
-        ({"text": "<|endoftext|>"}, "every token is BOS or padding; nothing is left to look at"),
         ({"pins": None}, "TypeError: "),
     ],
 )
@@ -167,6 +166,11 @@ def test_what_goes_wrong_is_answered_in_words_and_the_next_question_as_ever(cros
     assert answer["seq"] == 1
     assert message in answer["error"]
     assert ask(session)["ids"]
+
+
+def test_a_prompt_of_masked_tokens_alone_has_nothing_that_fires(crosscoder):
+    answer = ask(Session(crosscoder), "<|endoftext|>")
+    assert (answer["counted"], answer["fired"], answer["acts"]["feature"]) == ([False], [0], [])
 
 
 def test_activations_that_are_no_numbers_are_said_to_be(crosscoder, monkeypatch):

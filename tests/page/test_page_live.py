@@ -472,7 +472,7 @@ def test_the_page_has_the_index_and_each_dashboard_is_had_by_asking(crosscoder_d
     assert head["vocabulary"] == saved_head["vocabulary"]
     for feature in (12, 30):
         packed = session.answer({"kind": "open", "feature": feature})["packed"]
-        tag = f'<script type=t id=f{feature}>{packed}</script>\n</body>'
+        tag = f"<script type=t id=f{feature}>{packed}</script>\n</body>"
         assert read_page(html.replace("</body>", tag))[1] == {feature: saved[feature]}
     error = session.answer({"kind": "open", "feature": 5})
     assert (error["feature"], error["error"]) == (5, "feature 5 was not gathered")
