@@ -173,10 +173,8 @@ class _Page:
         geometry = panel.geometry
         if geometry is None:
             return None
-        total = sum(norm**2 for norm in geometry.norms)
-        shares = [round(norm**2 / total, 4) for norm in geometry.norms] if total > 0 else None
         return {
-            "target_index": geometry.targets, "norms": geometry.norms, "shares": shares,
+            "target_index": geometry.targets, "norms": geometry.norms,
             "relative_norm": geometry.relative_norm, "class": geometry.kind, "cosine": geometry.cosine,
             "lens": [self._lens(lens) for lens in panel.lens],
             "note": None,

@@ -217,7 +217,7 @@ _SitesClass = TypedDict("_SitesClass", {"class": str | None}, total=False)
 class Sites(_SitesClass, total=False):
     """Decoder norms, cosines and logit lenses, over the targets this feature writes.
 
-    `target_index`: which of `Head.targets` those are; absent means all, in order. `norms`, `shares`: [target].
+    `target_index`: which of `Head.targets` those are; absent means all, in order. `norms`: [target].
     `cosine`: [target][target]. `lens`: [target], None for a site that writes no logits.
     `note`: what is said of the norms, None for that they are in the producer's training units. `relative_norm`: the
     second model's share of the norm, 0 = only in `Head.models[0]`, 1 = only in `Head.models[1]`.
@@ -225,7 +225,6 @@ class Sites(_SitesClass, total=False):
 
     target_index: list[int]
     norms: list[float]
-    shares: list[float] | None
     relative_norm: float | None
     cosine: list[list[float]]
     lens: list[SiteLogits | None]

@@ -16,6 +16,7 @@ import numpy as np
 
 # Digits of a column's largest number, beyond which numbers are rounded.
 ACT_DIGITS, LOSS_DIGITS, LOGIT_DIGITS, MOVED_DIGITS, P_DIGITS, SHARE_DIGITS = 4, 3, 3, 3, 2, 2
+TABLE_DIGITS = 4
 # In place of a probability: nothing is said of this token, or all but its probability.
 NO_EFFECT, NO_P = -1, -2
 Packed = dict[str, Any]
@@ -25,12 +26,18 @@ def pack(feature: Mapping[str, Any]) -> Packed:
     """-> the feature as it is written: `contract.FeaturePayload` with its sequences in columns."""
     groups = feature["groups"]
     packed = {name: value for name, value in feature.items() if value is not None}
+    packed["logits"] = [one | {side: _pairs(one[side]) for side in ("top", "bottom")} for one in feature["logits"]]
     packed["groups"] = {name: [group[name] for group in groups] for name in ("title", "low", "high", "share")}
     packed["groups"]["n"] = [len(group["sequences"]) for group in groups]
     packed["examples"] = columns([sequence for group in groups for sequence in group["sequences"]])
     if feature["prompts"] is not None:
         packed["prompts"] = columns(feature["prompts"])
     return packed
+
+
+def _pairs(pairs: Sequence[tuple[int, float]]) -> list:
+    """Pairs of token and number -> tokens, places and whole numbers."""
+    return [[token for token, _ in pairs], *scaled(np.array([x for _, x in pairs], dtype=float), TABLE_DIGITS)]
 
 
 def columns(sequences: Sequence[Mapping[str, Any]]) -> Packed:

@@ -130,6 +130,10 @@ def read_feature(packed: dict[str, Any]) -> dict[str, Any]:
     for group, length in zip(groups, lengths, strict=True):
         group["sequences"] = [next(rest) for _ in range(length)]
     assert list(rest) == []
+    for one in packed["logits"]:
+        for side in ("top", "bottom"):
+            tokens, *column = one[side]
+            one[side] = [list(pair) for pair in zip(tokens, numbers(column), strict=True)]
     prompts = read_sequences(packed["prompts"]) if "prompts" in packed else None
     return {**packed, "groups": groups, "prompts": prompts}
 

@@ -64,7 +64,6 @@ def make_logits(model: int, name: str, top: int) -> dict[str, Any]:
 def make_sites(relative_norm: float = 0.25) -> dict[str, Any]:
     return {
         "norms": [1.5, 0.5],
-        "shares": [0.75, 0.25],
         "relative_norm": relative_norm,
         "cosine": [[1.0, 0.875], [0.875, 1.0]],
         "lens": [None, None],

@@ -38,7 +38,7 @@ def full_feature(peak: float = 2.0) -> dict[str, Any]:
     """Every panel of a crosscoder of two models at two sites each."""
     lens = [{"top": [[CAT, 0.5], [MAT, 0.2]], "bottom": [[SAT, -0.4], [BOS, -0.3]]}, None]
     sites = {
-        "norms": [1.5, 0.5, 0.7, 0.1], "shares": [0.75, 0.08, 0.16, 0.01], "relative_norm": 0.25, "class": "shared",
+        "norms": [1.5, 0.5, 0.7, 0.1], "relative_norm": 0.25, "class": "shared",
         "cosine": [[1.0, 0.9, -0.95, 0.5], [0.9, 1.0, 0.0, -0.5], [-0.95, 0.0, 1.0, 0.3], [0.5, -0.5, 0.3, 1.0]],
         "lens": lens * 2, "note": "What a note says.",
     }  # fmt: skip
@@ -73,7 +73,7 @@ def clt_page() -> PageOf:
     """One model, four layers written from the second on."""
     targets = [{"model": 0, "hook": f"blocks.{i}.hook_mlp_out", "label": f"mlp {i}", "short": f"{i}"} for i in range(4)]
     sites = {
-        "target_index": [1, 2, 3], "norms": [0.5, 2.0, 1.0], "shares": None, "relative_norm": None, "class": None,
+        "target_index": [1, 2, 3], "norms": [0.5, 2.0, 1.0], "relative_norm": None, "class": None,
         "cosine": [[1.0, 0.5, -0.25], [0.5, 1.0, 0.1], [-0.25, 0.1, 1.0]], "lens": [None] * 3, "note": None,
     }  # fmt: skip
     logits = make_feature()["logits"][:1]

@@ -284,7 +284,6 @@ def test_clt_shows_only_the_targets_it_writes(open_page: OpenPage) -> None:
     sites = {
         "target_index": [1, 2, 3],
         "norms": [0.5, 2.0, 1.0],
-        "shares": None,
         "relative_norm": None,
         "cosine": [[1.0, 0.5, -0.25], [0.5, 1.0, 0.1], [-0.25, 0.1, 1.0]],
         "class": None,

@@ -154,7 +154,7 @@ def test_wide_screens_do_not_scroll_sideways_either(open_page: OpenPage) -> None
 @pytest.mark.parametrize("verdict", ["plausible", "doubtful", "implausible"])
 def test_all_text_stands_out_from_its_ground(open_page: OpenPage, scheme: str, verdict: str) -> None:
     fidelity = make_fidelity() | {"verdict": verdict, "warnings": ["a warning"]}
-    sites = {"norms": [1.0, 1.0, 1.0], "cosine": [[1.0, -1.0, 0.5]] * 3, "shares": None, "relative_norm": None}
+    sites = {"norms": [1.0, 1.0, 1.0], "cosine": [[1.0, -1.0, 0.5]] * 3, "relative_norm": None}
     targets = [{"model": i % 2, "hook": None, "label": str(i)} for i in range(3)]
     words = [*make_head()["vocabulary"][:-1], "\u200b"]
     features = [(7, make_feature(sites=sites)), *make_features()[1:]]

@@ -134,13 +134,15 @@ const unpack = (packed) => {
 
 /** A feature as it is written -> contract.py, FeaturePayload. */
 const unpackFeature = (packed) => {
+  const pairs = ([tokens, ...column]) => numbers(column).map((value, i) => [tokens[i], value]);
+  const logits = packed.logits.map((one) => ({ ...one, top: pairs(one.top), bottom: pairs(one.bottom) }));
   const examples = unpack(packed.examples);
   const { title, low, high, share, n } = packed.groups;
   let end = 0;
   const groups = n.map((length, i) => ({
     title: title[i], low: low[i], high: high[i], share: share[i], sequences: examples.slice(end, (end += length)),
   }));
-  return { ...packed, groups, prompts: unpack(packed.prompts) };
+  return { ...packed, logits, groups, prompts: unpack(packed.prompts) };
 };
 
 /** A feature's data, see contract.py, FeaturePayload. The ones seen last are kept. */

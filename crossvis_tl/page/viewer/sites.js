@@ -17,7 +17,9 @@ const relativeNorm = (sites) =>
 const decoderNorms = ({ data: { sites } }) => {
   if (!sites?.norms) return null;
   const most = largest(sites.norms) || 1;
-  const shares = sites.shares && sites.shares.map((share) => percent(share, 1));
+  const note = sites.note ?? "norms in the producer's training units";
+  const power = sites.norms.reduce((sum, norm) => sum + norm * norm, 0);
+  const shares = power > 0 && sites.norms.map((norm) => percent((norm * norm) / power, 1));
   const rows = targetsOf(sites).map((target, i) => [
     el("th", { scope: "row" }, SEVERAL && modelMark(target.model), shortLabel(target)), el("td.wide", gauge(sites.norms[i] / most, target.model)),
     el("td", { data: { siteNorm: i } }, num(sites.norms[i])), ...(shares ? [shares[i]] : []),
@@ -25,7 +27,7 @@ const decoderNorms = ({ data: { sites } }) => {
   return panel("DecoderNorms", "Decoder norms",
     el("div.scroll", table("table.norms", ["Site", "", "Norm", ...(shares ? ["Share of squares"] : [])], rows)),
     sites.relative_norm != null && SEVERAL && relativeNorm(sites),
-    el("p.note", sites.note ?? "norms in the producer's training units"));
+    note && el("p.note", note));
 };
 
 /** One cell of the cosine matrix: blue above zero, red below, the number in both. */
