@@ -48,5 +48,5 @@ def show(data: "Dashboards", feature_idx: int | None, height: int | None) -> Non
 def _save(page: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="crossvis_", dir=Path.cwd()))
     path = folder / "features.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", newline="")  # a payload holds line feeds
     return path
