@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crossvis_tl.gathering import out_of_memory
 from crossvis_tl.unembed import Unembedding
 
 # Logits held at a time, in numbers, of tokens and of pairs: on a CPU what its caches hold, on a GPU what keeps it busy.
@@ -78,13 +79,29 @@ def ablate(
     pairs: Pairs,
     k: int,
 ) -> Changes:
-    """Takes each pair's feature away at its token. `direct`: `unembed.project(directions)`."""
-    n_vocab = direct.shape[-1]
-    out = Changes.empty(len(pairs), k)
+    """Takes each pair's feature away at its token, fewer at a time where memory does not suffice. `direct`:
+    `unembed.project(directions)`."""
     on_gpu = resid.device.type != "cpu"
     n_tokens, n_pairs = (
-        max(8, size // n_vocab) for size in ((GPU_TOKENS, GPU_PAIRS) if on_gpu else (CPU_TOKENS, CPU_PAIRS))
+        max(8, size // direct.shape[-1]) for size in ((GPU_TOKENS, GPU_PAIRS) if on_gpu else (CPU_TOKENS, CPU_PAIRS))
     )
+    while True:
+        try:
+            return _ablate_all(unembed, resid, directions, direct, pairs, k, n_tokens, n_pairs)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or (n_tokens, n_pairs) == (8, 8):
+                raise
+        n_tokens, n_pairs = max(8, n_tokens // 2), max(8, n_pairs // 2)
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+
+def _ablate_all(
+    unembed: Unembedding, resid: Tensor, directions: Tensor, direct: Tensor, pairs: Pairs, k: int, n_tokens: int,
+    n_pairs: int,
+) -> Changes:  # fmt: skip
+    n_vocab = direct.shape[-1]
+    out = Changes.empty(len(pairs), k)
     order = torch.argsort(pairs.tokens, stable=True)
     distinct, counts = torch.unique_consecutive(pairs.tokens[order], return_counts=True)
     ends = counts.cumsum(0)

@@ -37,7 +37,7 @@ NOT_GATHERED = "Not gathered: these dashboards were made without the model, whic
 
 
 # Tokens by which a feature is found on a page.
-FIRED_TOKENS = 6
+FIRED_TOKENS = 5
 
 
 @dataclass

@@ -48,7 +48,8 @@ def calibrate(
             f"{dictionary.name} ({dictionary.activation}) does not depend on the batch: nothing to calibrate"
         )
     models = load_models(model)
-    capture = Capture(dictionary.to(str(models[0].cfg.device)), models, token_replacements, calibrating=True)
+    there = dictionary.to(str(models[0].cfg.device))
+    capture = Capture(there, models, token_replacements, calibrating=True)
     tokens = checked_tokens(tokens, models)
     mask = token_mask(tokens, models[0].tokenizer, masking)
     counted = mask.counted
@@ -61,21 +62,25 @@ def calibrate(
             captured = capture.run(tokens[rows_now], lead=mask.lead[rows_now])
             at = counted[rows_now].flatten().nonzero().squeeze(-1)
             for some in at.split(TOKENS_AT_A_TIME):
-                yield dictionary.normalised([x.flatten(0, 1)[some.to(x.device)] for x in captured.sources])
+                yield there.normalised([x.flatten(0, 1)[some.to(x.device)] for x in captured.sources])
 
     done = [] if dictionary.joint is None else [dictionary.joint]
     if dictionary.joint is not None:
-        joint, groups = _calibrated(dictionary.joint, dictionary.groups, batches, n_tokens)
+        joint, groups = _calibrated(dictionary.joint, there.groups, batches, n_tokens)
     else:
         joint, groups = None, []
-        for group in dictionary.groups:
+        for group in there.groups:
             activation = group.activation
             if isinstance(activation, TopK) and activation.batch_dependent:
                 done.append(activation)
                 _, (group,) = _calibrated(activation, [group], batches, n_tokens)  # noqa: PLW2901
             groups.append(group)
     said = f"{done[0].name} with k = {done[0].k}, its threshold taken from {n_tokens:,} tokens; none was stored"
-    return replace(dictionary, joint=joint, groups=tuple(groups), facts=dictionary.facts | {"calibrated": said})
+    groups = tuple(
+        replace(group, activation=new.activation.to(dictionary.device))
+        for group, new in zip(dictionary.groups, groups, strict=True)
+    )
+    return replace(dictionary, joint=joint, groups=groups, facts=dictionary.facts | {"calibrated": said})
 
 
 def _calibrated(

@@ -130,7 +130,8 @@ class Dashboards(StockSaeVisData):
                 "from SaeVisData.create or from_store"
             )
         if self.capture is None:
-            self.capture = Capture(as_dictionary(self.encoder, self.cfg.hook_point), self.models)
+            dictionary = as_dictionary(self.encoder, self.cfg.hook_point).to(str(self.models[0].cfg.device))
+            self.capture = Capture(dictionary, self.models)
         return self.capture
 
     def show(self, feature_idx: int | None = None, *, height: int | None = None) -> None:

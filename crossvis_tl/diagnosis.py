@@ -96,7 +96,7 @@ def _mean_fvus(dictionary: Dictionary, changes: list[Captured], kept: Tensor) ->
 
     def together(name: str) -> list[Tensor]:
         sites = zip(*(getattr(captured, name) for captured in changes), strict=True)
-        return [torch.cat([x[kept.to(x.device)] for x in site]) for site in sites]
+        return [torch.cat([x[kept.to(x.device)].to(dictionary.device) for x in site]) for site in sites]
 
     sources, targets = together("sources"), together("targets")
     recons = dictionary.decode(dictionary.encode_sparse(sources), sources)

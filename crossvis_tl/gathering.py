@@ -258,20 +258,22 @@ class _Pass:
         self._check_finite(self.capture.dictionary.sources, sources)
         try:
             acts = self.capture.dictionary.encode_sparse(sources)
+            fired = self._fired(acts)
+            shares = self.attribution and self.attribution.shares(sources, fired.columns, fired.tokens)
+            found = acts, fired, shares
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or len(at) == 1:
                 raise
-            acts = None
-        if acts is None:
+            found = acts = fired = None  # their memory is needed for the halves
+        if found is None:
             log.warning("out of memory: encoding %d tokens at a time", len(at) // 2)
             for half in at.split(-(-len(at) // 2)):
                 self._tokens(builder, captured, half, first)
             return
         targets = [x.flatten(0, 1)[at.to(x.device)] for x in captured.targets]
         self._check_finite(self.capture.dictionary.targets, targets)
-        fired = self._fired(acts)
+        acts, fired, shares = found
         self.sums.add(acts, fired, sources, targets)
-        shares = self.attribution and self.attribution.shares(sources, fired.columns, fired.tokens)
         builder.add(fired, at + first, shares)
 
     def _check_finite(self, sites: Sequence[Site], activations: Sequence[Tensor]) -> None:

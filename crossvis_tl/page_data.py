@@ -193,7 +193,7 @@ class _Page:
             low, high, share = bounds or (None, None, None)
             groups.append({
                 "title": _group_title(group.title, interval=bounds is not None),
-                "low": compact(low), "high": compact(high), "share": compact(share),
+                "low": compact(low), "high": compact(high), "share": compact(share, 3),
                 "sequences": [
                     self._sequence(s.token_ids, s.feat_acts, r) for s, r in zip(group.seq_data, records, strict=True)
                 ],
@@ -244,11 +244,11 @@ def _layout(layout: SaeVisLayoutConfig, measures: Measures) -> dict[str, Any]:
     return {"height": layout.height, "columns": columns, "map": found}
 
 
-def compact(value: float | None) -> float | None:
-    """Four significant digits: what a page can show, in a third of the room."""
+def compact(value: float | None, digits: int = 4) -> float | None:
+    """Few significant digits: what a page can show, in a third of the room."""
     if value is None or value == 0:
         return value if value is None else 0
-    return float(f"{value:.4g}")
+    return float(f"{value:.{digits}g}")
 
 
 def _group_title(title: str, *, interval: bool) -> str:

@@ -134,7 +134,7 @@ class _Run:
         shares = torch.zeros(*acts.shape, len(captured.sources))
         at, which = acts.nonzero().unbind(-1)
         sources = [x[0] for x in captured.sources]
-        device = sources[0].device
+        device = self.capture.dictionary.device
         shares[at, which] = self.attribution.shares(sources, which.to(device), at.to(device)).cpu()
         return shares
 

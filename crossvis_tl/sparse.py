@@ -1,5 +1,6 @@
 """Feature activations that are never dense: encoded a few features at a time, decoded from those that fire."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -133,6 +134,15 @@ class _Best:
         return where >> 32, where & (2**32 - 1), values[fired]
 
 
+def sparse_matrix(
+    where: Int[Tensor, "2 n"], values: Float[Tensor, " n"], shape: tuple[int, int], *, coalesced: bool = False
+) -> Tensor:
+    """Numbers at their places, unchecked. torch 2.11 warns of that once, though it was asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
+        return torch.sparse_coo_tensor(where, values, shape, check_invariants=False, is_coalesced=coalesced)
+
+
 def write_sparse(
     group: Group,
     acts: SparseActs,
@@ -152,5 +162,5 @@ def write_sparse(
         end = min(begin + size, len(rows))
         part = (columns >= begin) & (columns < end)
         where = torch.stack([tokens[part], columns[part] - begin])
-        matrix = torch.sparse_coo_tensor(where, decoded[part], (acts.n_tokens, end - begin), check_invariants=False)
+        matrix = sparse_matrix(where, decoded[part], (acts.n_tokens, end - begin))
         add(torch.sparse.mm(matrix, group.decoder(target, rows[begin:end])))

@@ -10,7 +10,7 @@ from torch import Tensor
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.fidelity import FidelitySums
 from crossvis_tl.latent_scaling import LatentSums
-from crossvis_tl.sparse import SparseActs
+from crossvis_tl.sparse import SparseActs, sparse_matrix
 
 # Products of features with dimensions, in bytes; beyond it they are not kept, and the page says so.
 PRODUCTS_BUDGET = 2**29
@@ -62,9 +62,9 @@ class SiteSums:
             x = torch.cat([sources[s].to(fired.values.device) for s in reads], dim=-1)
             columns = self.columns[g].to(x.device)
             rows = torch.searchsorted(columns, fired.columns[here])
-            matrix = torch.sparse_coo_tensor(
+            matrix = sparse_matrix(
                 torch.stack([rows, fired.tokens[here]]), fired.values[here], (len(columns), fired.n_tokens),
-                is_coalesced=True, check_invariants=False,
+                coalesced=True,
             )  # fmt: skip
             self.batch[columns, : x.shape[1]] += torch.sparse.mm(matrix, x)
 

@@ -52,7 +52,7 @@ class Shards:
     def select(self, at: Int[Tensor, " selected"] | slice) -> Tensor:
         """The features `at`, in that order."""
         size = self.shape[self.axis]
-        wanted = torch.arange(size)[at] if isinstance(at, slice) else at.to(self.device)
+        wanted = torch.arange(size, device=self.device)[at] if isinstance(at, slice) else at.to(self.device)
         shape = list(self.shape)
         shape[self.axis] = len(wanted)
         out = torch.empty(shape, dtype=self.dtype, device=self.device)

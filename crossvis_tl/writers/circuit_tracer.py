@@ -83,7 +83,7 @@ def _write_clt_layer(dictionary: Dictionary, i: int, folder: Path) -> None:
         encoder[f"threshold_{i}"] = threshold
     _save(encoder, folder / f"W_enc_{i}.safetensors")
     written = next(iter(group.W_dec.values()), group.W_enc[i].T)
-    nothing = torch.zeros(len(group.b_enc), dictionary.targets[i].width, dtype=written.dtype)
+    nothing = torch.zeros(len(group.b_enc), dictionary.targets[i].width, dtype=written.dtype, device=written.device)
     rows = [group.W_dec.get(t, nothing) for t in range(i, n)]
     _save({f"W_dec_{i}": torch.stack(rows, dim=1)}, folder / f"W_dec_{i}.safetensors")
 

@@ -90,7 +90,7 @@ def plain_skip(dictionary: Dictionary, source: int, target: int) -> tuple[Tensor
     """-> skip connection [d_source, d_target] for raw activations, and what it adds to the target's bias."""
     W = dictionary.skip[source, target].float()
     read, written = dictionary.normalize.get(source), dictionary.denormalize.get(target)
-    constant = torch.zeros(W.shape[1])
+    constant = torch.zeros(W.shape[1], device=W.device)
     if isinstance(read, Affine):
         scale, mean = (part.to(W).expand(len(W)) for part in (read.scale, read.mean))
         W = scale[:, None] * W
