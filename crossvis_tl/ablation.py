@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crossvis_tl.gathering import out_of_memory
+from crossvis_tl.devices import out_of_memory
 from crossvis_tl.unembed import Unembedding
 
 # Logits held at a time, in numbers, of tokens and of pairs: on a CPU what its caches hold, on a GPU what keeps it busy.

@@ -163,8 +163,8 @@ class Dashboards(StockSaeVisData):
         """Undoes `save_json`. `cfg`: another layout than the one saved, of what was made. Model and encoder are needed
         for prompts only. ValueError for a file of another kind or version."""
         cfg = None if cfg is None else checked(cfg)
-        models = [] if model is None else load_models(model)
         saved = storage.load_json(Path(filename))
+        models = [] if model is None else load_models(model)
         return cls(
             feature_data_dict=saved.features, feature_stats=saved.statistics, cfg=saved.config(cfg),
             model=models[0] if models else None, encoder=encoder, encoder_B=encoder_B,

@@ -1,4 +1,4 @@
-"""Is a device there? Asked before anything is loaded onto it."""
+"""Is a device there, asked before anything is loaded onto it; and was its memory too small."""
 
 import torch
 
@@ -11,3 +11,9 @@ def check_device(device: str | torch.device) -> torch.device:
         there = f"cpu, cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
         raise ValueError(f"the device {str(device)!r} is not available here; available: {there}") from error
     return torch.device(device)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, on a GPU or off it."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)

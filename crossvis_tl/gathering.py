@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from crossvis_tl.attribution import Attribution, driving_sources
 from crossvis_tl.capture import Capture, Captured
+from crossvis_tl.devices import out_of_memory
 from crossvis_tl.diagnosis import diagnose
 from crossvis_tl.dictionary import Site
 from crossvis_tl.feature_acts import FeatureActs
@@ -297,9 +298,3 @@ class _Pass:
 
     def finals(self) -> list[Tensor] | None:
         return [torch.cat(parts) for parts in self.final] if self.keep_final else None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, on a GPU or off it."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)

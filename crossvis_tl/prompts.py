@@ -87,7 +87,8 @@ class _Run:
         several = driving_sources(capture.dictionary, len(self.features))
         self.attribution = Attribution(capture.dictionary, self.features) if several else None
         self.scopes = [ALL, *self._parts()]
-        self.metrics = METRICS if writers(capture, self.features).written else METRICS[:2]
+        # whether logits are reached is a matter of the sites: any one feature says it
+        self.metrics = METRICS if writers(capture, self.features[:1]).written else METRICS[:2]
 
     def checked(self, metric: str) -> str:
         """ValueError for a metric that there is none of."""
