@@ -329,3 +329,15 @@ def test_quick_steps_end_at_the_last_one_asked_for(page: Page) -> None:
 def test_vocabulary_constants_match_the_sample() -> None:
     words = make_head()["vocabulary"]
     assert [words[i] for i in (CAT, DOG, MAT)] == [" cat", " dog", " mat"]
+
+
+def test_probabilities_are_whole_percentages_as_they_are_written(open_page: OpenPage) -> None:
+    feature = make_feature()
+    for sequence in (one for group in feature["groups"] for one in group["sequences"]):
+        sequence["e"][0]["p"], sequence["e"][1]["p"] = [None, 0.5, 0.004, 0.126, 1.0], [None] * 5
+    page = open_page(make_head(), [(7, feature), *make_features()[1:]])
+    shown = []
+    for at in (2, 3, 4):
+        token(page, at).focus()
+        shown.append(page.locator("#tip [data-field=probability]").all_inner_texts())
+    assert shown == [["< 0.5%"], ["13%"], ["100%"]]

@@ -20,7 +20,7 @@ const effectPart = (effect, model, at, rows) => {
     SEVERAL && el("div", modelName(model)),
     el("div.pair", el("span", "Loss effect"),
       field("loss", `${signed(loss)} nats`), el("i", loss < 0 ? "helps" : loss > 0 ? "hurts" : "no effect")),
-    p != null && el("div.pair", el("span", "Probability"), field("probability", p < 0.0005 ? "< 0.1%" : percent(p, 1))),
+    p != null && el("div.pair", el("span", "Probability"), field("probability", p < 0.005 ? "< 0.5%" : percent(p, 0))),
     logit != null && el("div.pair", el("span", "Direct logit"), field("logit", signed(logit))),
     (up?.length || down?.length) && el("div.sides",
       movedTokens("Raised most", up, rows), movedTokens("Lowered most", down, rows)));
