@@ -136,7 +136,7 @@ def _some(acts: FeatureActs, cfg: SaeVisConfig, showing: Showing, capture: Captu
         arguments = (capture, acts, how, direct, [shown for _, shown in plan], seq_cfg.top_logits_hoverdata)
         made = direct_effects if showing.effect == "direct" else full_effects
         effects = made(*arguments, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose)
-    lenses = _lenses(acts, cfg, capture)
+    lenses = _lenses(acts, cfg, capture, direct)
     note = NOT_GATHERED if capture is None else None if direct else NOT_WRITTEN
     for block in acts.blocks():
         for i, where, values in block.each():
@@ -159,11 +159,14 @@ def _some(acts: FeatureActs, cfg: SaeVisConfig, showing: Showing, capture: Captu
             yield one
 
 
-def _lenses(acts: FeatureActs, cfg: SaeVisConfig, capture: Capture | None) -> list[list[SiteLens | None]]:
+def _lenses(
+    acts: FeatureActs, cfg: SaeVisConfig, capture: Capture | None, direct: dict[int, Tensor]
+) -> list[list[SiteLens | None]]:
     asked = getattr(cfg.feature_centric_layout, "site_logits_cfg", None)
     if asked is None or capture is None:
         return [[] for _ in acts.features]
-    return site_lenses(capture, acts.features, asked.n_rows, cfg.minibatch_size_features or len(acts.features))
+    at_a_time = cfg.minibatch_size_features or len(acts.features)
+    return site_lenses(capture, acts.features, asked.n_rows, at_a_time, direct)
 
 
 def _attribution(groups: list[Group], shown: Windows, shares: Tensor | None) -> list[float]:

@@ -22,7 +22,7 @@ from crossvis_tl.tokens import replaced_tokens
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-__all__ = ["Capture", "Captured", "last_hook"]
+__all__ = ["Capture", "Captured", "last_hook", "without_lead"]
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,9 @@ class Capture:
         `lead`: how many padding tokens each row begins with. The model then reads the row without them, so that every
         token has the activations it has without padding; what stands at padding means nothing.
         """
-        tokens, back = _without_lead(tokens, lead)
+        tokens, back = without_lead(tokens, lead)
         found = [_with_lead(self._run_model(index, tokens, final), back) for index in range(len(self.models))]
-        return self._read(found, final=final)
+        return self.read(found, final=final)
 
     @torch.inference_mode()
     def run_with(
@@ -170,23 +170,24 @@ class Capture:
         """What `run` gives of each of `others`, on the same models, which run once for all of them; None where one of
         its hooks never fires."""
         found = []
-        tokens, back = _without_lead(tokens, lead)
+        tokens, back = without_lead(tokens, lead)
         for index in range(len(self.models)):
-            wanted = {hook for other in others for hook in other._wanted(index)}
+            wanted = {hook for other in others for hook in other.wanted(index)}
             lasts = [other._last_layer(index) for other in others]
             last = None if None in lasts else max(layer for layer in lasts if layer is not None)
             found.append(_with_lead(self._run_hooks(index, tokens, wanted, last), back))
-        fired = [all(other._wanted(m) <= set(kept) for m, kept in enumerate(found)) for other in others]
-        return [other._read(found) if fires else None for other, fires in zip(others, fired, strict=True)]
+        fired = [all(other.wanted(m) <= set(kept) for m, kept in enumerate(found)) for other in others]
+        return [other.read(found) if fires else None for other, fires in zip(others, fired, strict=True)]
 
-    def _read(self, found: list[dict[str, Tensor]], *, final: bool = False) -> Captured:
+    def read(self, found: Sequence[dict[str, Tensor]], *, final: bool = False) -> Captured:
+        """From what each model's hooks gave. `final`: the last of them is among those."""
         sources = [self._at(site, found) for site in self.dictionary.sources]
         targets = [self._at(site, found) for site in self.dictionary.targets]
         finals = [kept[last_hook(model)] for kept, model in zip(found, self.models, strict=True)] if final else []
         scales = [self._scale(target, sources, found) for target in self.scaled]
         return Captured(sources, targets, [x.float() for x in finals], scales)
 
-    def _scale(self, target: int, sources: list[Tensor], found: list[dict[str, Tensor]]) -> Tensor:
+    def _scale(self, target: int, sources: list[Tensor], found: Sequence[dict[str, Tensor]]) -> Tensor:
         scale, hook = torch.ones(sources[0].shape[:-1]), self.writes[target].scale_hook
         if target in self.dictionary.undone:
             scale = self.dictionary.token_scale(sources, target)
@@ -195,12 +196,13 @@ class Capture:
             scale = scale.to(divisor.device) / divisor
         return scale
 
-    def _wanted(self, model: int) -> set[str]:
+    def wanted(self, model: int) -> set[str]:
+        """The hooks of a model whose tensors `read` needs."""
         return set(self._hooks(model)) | self._scale_hooks(model)
 
     def _run_model(self, index: int, tokens: Tensor, final: bool) -> dict[str, Tensor]:
         model = self.models[index]
-        wanted = self._wanted(index) | ({last_hook(model)} if final else set())
+        wanted = self.wanted(index) | ({last_hook(model)} if final else set())
         kept = self._run_hooks(index, tokens, wanted, None if final else self._last_layer(index))
         silent = wanted - set(kept)
         if silent:
@@ -231,7 +233,7 @@ class Capture:
             )  # fmt: skip
         return kept
 
-    def _at(self, site: Site, found: list[dict[str, Tensor]]) -> Tensor:
+    def _at(self, site: Site, found: Sequence[dict[str, Tensor]]) -> Tensor:
         model, how = self.models[site.model], self.readers[site.model, str(site.place)]
         x = how.read(model, found[site.model]).float()
         if site.processing == "tl_default" and not self.processed[site.model]:
@@ -239,7 +241,7 @@ class Capture:
         return x
 
 
-def _without_lead(tokens: Tensor, lead: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def without_lead(tokens: Tensor, lead: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """-> the rows with the padding they begin with put at their end, and for each position where it is now."""
     if lead is None or not bool(lead.any()):
         return tokens, None
@@ -248,7 +250,7 @@ def _without_lead(tokens: Tensor, lead: Tensor | None) -> tuple[Tensor, Tensor |
 
 
 def _with_lead(kept: dict[str, Tensor], back: Tensor | None) -> dict[str, Tensor]:
-    """Undoes `_without_lead` in what hooks gave."""
+    """Undoes `without_lead` in what hooks gave."""
     if back is None:
         return kept
     return {name: x[torch.arange(len(x), device=x.device)[:, None], back.to(x.device)] for name, x in kept.items()}

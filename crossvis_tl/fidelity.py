@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossvis_tl.dictionary import Dictionary, Site, SparseActs
 from crossvis_tl.errors import CrossvisWarning
+from crossvis_tl.losses import ReplacementLoss
 
 IMPLAUSIBLE_FVU = 0.8
 DOUBTFUL_FVU = 0.5
@@ -36,7 +37,8 @@ class GroupFidelity:
 
 @dataclass
 class Fidelity:
-    """`l0`, `dead`: as in `GroupFidelity`, over all features. `groups`: the same for each, where there are several."""
+    """`l0`, `dead`: as in `GroupFidelity`, over all features. `groups`: the same for each, where there are several.
+    `losses`: of each model, where that was measured."""
 
     verdict: str
     headline: str
@@ -46,6 +48,7 @@ class Fidelity:
     n_tokens: int
     warnings: list[str] = field(default_factory=list)
     groups: list[GroupFidelity] = field(default_factory=list)
+    losses: list[ReplacementLoss] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -63,14 +66,16 @@ class Fidelity:
         """Undoes `as_dict`."""
         sites = [SiteFidelity(**site) for site in data["sites"]]
         groups = [GroupFidelity(**group) for group in data["groups"]]
-        return cls(**{**data, "sites": sites, "groups": groups})
+        losses = [ReplacementLoss.from_dict(one) for one in data.get("losses", ())]
+        return cls(**{**data, "sites": sites, "groups": groups, "losses": losses})
 
     def lines(self) -> list[str]:
-        """The verdict in words: headline, each site, each group, each warning."""
+        """The verdict in words: headline, each site, each group, what replacement costs, each warning."""
         sites = [f"  FVU {site.fvu:.3f}  {site.label}" for site in self.sites]
         groups = [f"  L0  {group.l0:<6.1f}{group.label}, {group.dead:.1%} dead" for group in self.groups]
         warnings = [f"  warning: {text}" for text in self.warnings]
-        return [f"fidelity {self.verdict}: {self.headline}", *sites, *groups, *warnings]
+        losses = [line for one in self.losses for line in one.lines()]
+        return [f"fidelity {self.verdict}: {self.headline}", *sites, *groups, *losses, *warnings]
 
 
 @dataclass(frozen=True)

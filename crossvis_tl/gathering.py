@@ -33,6 +33,7 @@ from crossvis_tl.manifest import Manifest, replacements_as_json
 from crossvis_tl.masking import Mask
 from crossvis_tl.models import name_of
 from crossvis_tl.parts import Part, PartBuilder
+from crossvis_tl.replacement import replacement_losses
 from crossvis_tl.sparse import SparseActs
 from crossvis_tl.store import Store, judged, texts_of, write_vocabulary
 from crossvis_tl.sums import Fired, Sums
@@ -67,6 +68,7 @@ def gather(  # noqa: PLR0913
     latent_scaling: bool = False,
     neurons: bool = True,
     attribution: bool = True,
+    replacement: bool | None = None,
     out: str | Path | None = None,
     memory_budget: int = MEMORY_BUDGET,
     origin: Mapping[str, Any] | None = None,
@@ -78,6 +80,8 @@ def gather(  # noqa: PLR0913
     streams if they fit in memory, so that logit effects need no second pass. `latent_scaling`: also what it needs.
     `neurons`: also what correlates features with the sources' dimensions. `attribution`: also which source drives each
     activation of a feature that reads several.
+    `replacement`: also what predictions lose with the reconstruction put in (default: of transcoders, of which a fifth
+    of the time of the pass is spent on it).
     `out`: a folder to keep everything in; one that holds the beginning of this gathering is gone on with. `origin`:
     where things came from, to be written down. ValueError when a feature is out of range or `out` holds another
     gathering.
@@ -92,6 +96,7 @@ def gather(  # noqa: PLR0913
     store = None if out is None else Store(Path(out), manifest, tokens, mask, numbers)
     run = _Pass(capture, tokens, mask, numbers, sums, manifest if store is None else store.manifest)
     width = sum(model.cfg.d_model for model in capture.models)
+    run.measures_loss = capture.dictionary.kind in ("clt", "plt") if replacement is None else replacement
     run.keep_final = keep_final and tokens.numel() * width * 4 <= FINAL_BUDGET
     keeper = _InMemory(memory_budget) if store is None else _OnDisk(store)
     try:
@@ -189,7 +194,8 @@ def _finished(run: "_Pass", keeper: _InMemory | _OnDisk, store: Store | None) ->
     tensors, manifest = run.sums.tensors(), run.manifest
     if not manifest.complete:
         causes, notes = diagnose(run.capture, run.tokens, run.mask, judged(tensors, manifest))
-        manifest = manifest.finished(causes, notes)
+        losses = replacement_losses(run.capture, run.tokens, run.mask) if run.measures_loss else []
+        manifest = manifest.finished(causes, notes, losses)
         if store is not None:
             write_vocabulary(store.folder, texts_of(run.tokens, run.capture.models[0].tokenizer))
             manifest.write(store.folder)
@@ -210,7 +216,7 @@ class _Pass:
         self.place[features.to(dictionary.device)] = torch.arange(len(features), device=dictionary.device)
         self.attribution = Attribution(dictionary, features) if manifest.attributed else None
         self.row, self.at_a_time = 0, manifest.settings["rows_per_batch"]
-        self.keep_final = False
+        self.keep_final = self.measures_loss = False
         self.final: list[list[Tensor]] = [[] for _ in capture.models]
 
     def skip(self, rows: int, sums: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from crossvis_tl.dictionary import Dictionary, Site
 from crossvis_tl.files import read_json, write_whole
+from crossvis_tl.losses import ReplacementLoss
 
 FORMAT, VERSION = "crossvis_tl feature activations", 2
 NAME = "manifest.json"
@@ -19,7 +20,8 @@ class Manifest:
     `dictionary_name`, `model_names`: for people. `hooks`: those read, and those written. `scaled`: as `Capture.scaled`.
     `attributed`: of how many sources each activation's shares are kept, 0 for none.
     `settings`: how the tokens were taken, so that going on takes them the same way. `labels`: `FidelityLabels` as a
-    dict. `origin`: where dictionary and models were loaded from, if known. `causes`, `notes`: what `diagnose` found."""
+    dict. `origin`: where dictionary and models were loaded from, if known. `causes`, `notes`: what `diagnose` found.
+    `losses`: `fidelity.ReplacementLoss` as dicts."""
 
     dictionary: str
     dictionary_name: str
@@ -43,6 +45,7 @@ class Manifest:
     complete: bool = False
     causes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
@@ -62,6 +65,7 @@ class Manifest:
         version = content.pop("version", None)
         if version != VERSION:
             raise ValueError(f"{folder} is a store of version {version}; this crossvis_tl reads version {VERSION}")
+        content.setdefault("losses", [])  # stores made before that was measured
         problem = _problem(content)
         if problem:
             raise ValueError(f"{path} is damaged: {problem}")
@@ -87,9 +91,12 @@ class Manifest:
             targets=known(dictionary.targets, self.hooks[1]),
         )
 
-    def finished(self, causes: Sequence[str], notes: Sequence[str]) -> "Manifest":
-        """Of a gathering that is whole, with what `diagnose` found."""
-        return replace(self, complete=True, causes=list(causes), notes=list(notes))
+    def finished(
+        self, causes: Sequence[str], notes: Sequence[str], losses: Sequence[ReplacementLoss] = ()
+    ) -> "Manifest":
+        """Of a gathering that is whole, with what `diagnose` found and what replacing sites costs."""
+        found = [asdict(one) for one in losses]
+        return replace(self, complete=True, causes=list(causes), notes=list(notes), losses=found)
 
     def differences(self, other: "Manifest") -> list[str]:
         """In words, what of `other` is not what this store was made from and how."""
@@ -156,6 +163,15 @@ def _settings(value: Any) -> bool:
     return _counts(value) and all(value.get(name, 0) > 0 for name in ("rows_per_batch", "rows_per_part"))
 
 
+def _losses(value: Any) -> bool:
+    """`ReplacementLoss` as dicts, whose numbers are finite."""
+    try:
+        found = [ReplacementLoss.from_dict(one) for one in value]
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return False
+    return all(one.is_plain for one in found)
+
+
 def _origin(value: Any) -> bool:
     kinds = {"dictionary": str, "dtype": str, "facts": dict}
     return (
@@ -169,7 +185,7 @@ def _origin(value: Any) -> bool:
 # What each field must be, where its type does not say it.
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "models": _texts, "model_names": _texts, "causes": _texts, "notes": _texts, "settings": _settings, "masked": _pairs,
-    "hooks": _hooks, "labels": _labels, "replacements": _replaced, "origin": _origin,
+    "hooks": _hooks, "labels": _labels, "replacements": _replaced, "losses": _losses, "origin": _origin,
     "scaled": lambda value: isinstance(value, list) and all(type(t) is int for t in value),
 }  # fmt: skip
 

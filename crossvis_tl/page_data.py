@@ -11,6 +11,7 @@ from sae_vis.utils_fns import HistogramData
 from crossvis_tl.errors import short_list
 from crossvis_tl.geometry import class_help
 from crossvis_tl.layouts import FeatureMapConfig, SaeVisLayoutConfig, component_name
+from crossvis_tl.losses import ReplacementLoss, SiteLoss
 from crossvis_tl.measures import Measures, feature_measures
 from crossvis_tl.page.contract import VERSION
 from crossvis_tl.panels import FeaturePanels, ModelLogits, PromptSequence, ShownSequence, SiteLens, TokenEffects
@@ -184,7 +185,8 @@ class _Page:
         if lens is None:
             return None
         sides = {"top": (lens.top_ids, lens.top), "bottom": (lens.bottom_ids, lens.bottom)}
-        return {name: self._pairs(zip(*side, strict=True)) for name, side in sides.items()}
+        shown = {name: self._pairs(zip(*side, strict=True)) for name, side in sides.items()}
+        return shown | ({} if lens.share is None else {"share": lens.share})
 
     def _groups(self, feature: FeatureData, panel: FeaturePanels) -> list[dict[str, Any]]:
         groups = []
@@ -278,4 +280,17 @@ def _finite_fidelity(fidelity: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     sites = [{"label": site["label"], "fvu": compact(min(site["fvu"], 1e6))} for site in fidelity["sites"]]
     kept = ("verdict", "headline", "l0", "dead", "warnings")
-    return {**{name: fidelity[name] for name in kept}, "sites": sites}
+    groups = [{"label": one["label"], "l0": one["l0"], "dead": one["dead"]} for one in fidelity["groups"]]
+    losses = [_loss(ReplacementLoss.from_dict(one)) for one in fidelity.get("losses", ())]
+    return {**{name: fidelity[name] for name in kept}, "sites": sites, "groups": groups, "losses": losses}
+
+
+def _loss(one: ReplacementLoss) -> dict[str, Any]:
+    def put_in(site: SiteLoss) -> dict[str, Any]:
+        kept = None if one.clean is None else compact(site.recovered(one.clean), 6)
+        return {"label": site.label, "loss": compact(site.loss, 6), "zeroed": compact(site.zeroed, 6), "kept": kept}
+
+    return {
+        "model": one.model, "clean": compact(one.clean, 6), "n_tokens": one.n_tokens, "note": one.note,
+        "sites": [put_in(site) for site in one.sites], "together": one.together and put_in(one.together),
+    }  # fmt: skip

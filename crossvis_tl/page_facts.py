@@ -10,6 +10,7 @@ from crossvis_tl.errors import short_list
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import site_label
 from crossvis_tl.manifest import replacements_from_json
+from crossvis_tl.page.build import FEW_SITES
 
 # Facts of a dictionary that change its numbers and that its files alone do not settle.
 REPORTED = ("calibrated", "input_scale", "input_layer_norm", "apply_b_dec_to_input", "activation")
@@ -63,8 +64,10 @@ def page_facts(dictionary: Dictionary, acts: FeatureActs, effect: str) -> PageFa
         facts.append(["correlated neurons", "not gathered: too many features at once; gather fewer to have them"])
     for index, mapping in replacements_from_json(acts.manifest.replacements).items():
         facts.append(["replaced tokens", f"{names[index]} reads {_pairs(mapping)}"])
-    if acts.fidelity.groups:
-        parts = (f"{group.label} {group.l0:.1f} ({group.dead:.1%} dead)" for group in acts.fidelity.groups)
+    fidelity = acts.fidelity
+    in_table = len(fidelity.groups) == len(fidelity.sites) and bool(fidelity.losses or len(fidelity.sites) > FEW_SITES)
+    if fidelity.groups and not in_table:
+        parts = (f"{group.label} {group.l0:.1f} ({group.dead:.1%} dead)" for group in fidelity.groups)
         facts.append(["L0 by layer", ", ".join(parts)])
     return PageFacts(
         kind=dictionary.kind,

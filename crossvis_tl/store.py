@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity, FidelityLabels, FidelitySums
 from crossvis_tl.files import read_json, write_whole
 from crossvis_tl.fingerprints import mask_fingerprint, tokens_fingerprint
+from crossvis_tl.losses import ReplacementLoss, merged_losses
 from crossvis_tl.manifest import NAME, Manifest
 from crossvis_tl.masking import Mask
 from crossvis_tl.parts import Part, open_tensors, write_tensors
@@ -194,7 +195,8 @@ def judged(sums: Any, manifest: Manifest) -> Fidelity:
     widths = [len(sums[f"fidelity.total.{t}"]) for t in range(len(labels.sites))]
     fidelity = FidelitySums(widths, manifest.n_features)
     fidelity.add_tensors({key.removeprefix("fidelity."): tensor for key, tensor in sums.items()})
-    return fidelity.result(labels).with_diagnosis(manifest.causes, manifest.notes)
+    losses = [ReplacementLoss.from_dict(one) for one in manifest.losses]
+    return replace(fidelity.result(labels), losses=losses).with_diagnosis(manifest.causes, manifest.notes)
 
 
 def save_acts(acts: FeatureActs, path: str | Path) -> Path:
@@ -266,6 +268,7 @@ def merge_acts(shards: Sequence[FeatureActs]) -> FeatureActs:
     manifest = replace(
         first.manifest, tokens=tokens_fingerprint(tokens), masked=[list(one) for one in mask.masked],
         mask=mask_fingerprint(mask), causes=causes, notes=notes, origin={**first.manifest.origin},
+        losses=[asdict(one) for one in merged_losses([shard.fidelity.losses for shard in shards])],
     )  # fmt: skip
     finals = [shard.final for shard in shards]
     final = [torch.cat(one) for one in zip(*finals, strict=True)] if all(f is not None for f in finals) else None

@@ -26,6 +26,8 @@ SCRIPTS = (  # in the order in which they are joined: later ones use earlier one
     "tokens.js",
     "charts.js",
     "sites.js",
+    "driven.js",
+    "quality.js",
     "tooltip.js",
     "panels.js",
     "sequences.js",
@@ -51,6 +53,10 @@ VIEW_ONLY = {  # what a page of another view does without
 }  # fmt: skip
 
 
+# Fidelity at more sites than this, or of losses too, is shown in a table of its own.
+FEW_SITES = 2
+
+
 def render_page(head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[str, Any]]]) -> str:
     """-> the whole page. `head` and each feature are as `contract.Head` and `contract.FeaturePayload` say.
 
@@ -74,7 +80,8 @@ def page_chunks(head: Mapping[str, Any], features: Iterable[tuple[int, Mapping[s
     title = html.escape(head["title"].encode("utf-8", "replace").decode("utf-8"))
     view = head["view"]
     fills = {
-        "TITLE": title, "CSS": style_sheet(view), "HEAD": inert_json(head, "the head"), "JS": viewer_script(view),
+        "TITLE": title, "CSS": style_sheet(view), "HEAD": inert_json(head, "the head"),
+        "JS": viewer_script(view, _needless(head)),
     }  # fmt: skip
     before, after = read("shell.html").split("%%FEATURES%%")
     yield fill(before, fills)
@@ -93,11 +100,23 @@ def fill(shell: str, fills: Mapping[str, str]) -> str:
     return re.sub("%%([A-Z]+)%%", lambda mark: fills[mark[1]], shell)
 
 
+def _needless(head: Mapping[str, Any]) -> frozenset[str]:
+    """Files of panels that nothing on this page is shown in."""
+    fidelity = head["fidelity"] or {"sites": ()}
+    components = {part["name"] for column in head["layout"]["columns"] for part in column["components"]}
+    shown = {
+        "driven.js": "SourceAttribution" in components,
+        "quality.js": len(fidelity["sites"]) > FEW_SITES or bool(fidelity.get("losses")),
+    }
+    return frozenset(name for name, there in shown.items() if not there)
+
+
 @cache
-def viewer_script(view: str = "feature") -> str:
+def viewer_script(view: str = "feature", without: frozenset[str] = frozenset()) -> str:
     """-> the viewer's files joined inside one function, so that nothing of it is global. Comments and white space are
-    for those who read the files: the page does without."""
-    script = "\n".join(read(f"viewer/{name}") for name in SCRIPTS if VIEW_ONLY.get(name, view) == view)
+    for those who read the files: the page does without. `without`: files that this page has no need of."""
+    names = (name for name in SCRIPTS if VIEW_ONLY.get(name, view) == view and name not in without)
+    script = "\n".join(read(f"viewer/{name}") for name in names)
     return str(jsmin("(() => {\n'use strict';\n" + script + "})();\n"))
 
 

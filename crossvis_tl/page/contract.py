@@ -51,8 +51,38 @@ class SiteFvu(TypedDict):
     fvu: float
 
 
+class GroupCount(TypedDict):
+    """Of the features that read one layer: how many are active on a token, and the share that never was."""
+
+    label: str
+    l0: float
+    dead: float
+
+
+class LossPutIn(TypedDict):
+    """Cross-entropy, nats a token, with a reconstruction in place of what it reconstructs, and with nothing there.
+    `kept`: what the reconstruction keeps of the difference, 1 for all; None where there is none."""
+
+    label: str
+    loss: float
+    zeroed: float
+    kept: float | None
+
+
+class ReplacementLoss(TypedDict):
+    """One model's: `clean` as it is, each site alone, all together. `clean` is None where `note` says why not."""
+
+    model: str
+    clean: float | None
+    n_tokens: int
+    note: str
+    sites: list[LossPutIn]
+    together: LossPutIn | None
+
+
 class Fidelity(TypedDict):
-    """How well the dictionary explains the activations it was run on. `dead` is a share, `l0` a mean count."""
+    """How well the dictionary explains the activations it was run on. `dead` is a share, `l0` a mean count. `groups`:
+    by layer, where features have one. `losses`: by model, where that was measured."""
 
     verdict: Verdict
     headline: str
@@ -60,6 +90,8 @@ class Fidelity(TypedDict):
     l0: float
     dead: float
     warnings: list[str]
+    groups: NotRequired[list[GroupCount]]
+    losses: NotRequired[list[ReplacementLoss]]
 
 
 class Component(TypedDict):
@@ -195,10 +227,12 @@ class Tables(TypedDict, total=False):
 
 
 class SiteLogits(TypedDict):
-    """Logit lens of one decoder row: what it alone raises and lowers, as (vocabulary index, value)."""
+    """Logit lens of one decoder row: what it alone raises and lowers, as (vocabulary index, value). `share`: its part
+    in the effect of the whole feature, where that is the sum of its sites'; below 0 it works against the others."""
 
     top: list[tuple[int, float]]
     bottom: list[tuple[int, float]]
+    share: NotRequired[float]
 
 
 class ModelLogits(TypedDict):

@@ -3,7 +3,7 @@
 const PANELS = {
   FeatureTables: featureTables, ActsHistogram: actsHistogram, LogitsTable: logitsTable, LogitsHistogram: logitsHistogram,
   Sequences: sequences, Prompt: promptPanel, DecoderNorms: decoderNorms, DecoderCosine: decoderCosine,
-  SiteLogits: siteLogits, SourceAttribution: sourceAttribution,
+  SiteLogits: siteLogits, ...EXTRA,
 };
 
 /** The panels of a feature in the layout's columns, without empty ones. */

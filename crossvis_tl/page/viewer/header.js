@@ -16,9 +16,9 @@ const fidelityBanner = (fidelity) => {
   return el("section.fidelity", { role, "aria-label": "Fidelity", data: { verdict: fidelity.verdict } },
     el("div.says",
       el("p.verdict", el("span.icon", { "aria-hidden": "true" }, icon), el("b", word)),
-      el("p.headline", fidelity.headline),
+      el("p.headline", fidelity.headline), EXTRA.losses?.(fidelity),
       fidelity.warnings.length > 0 && el("ul", fidelity.warnings.map((warning) => el("li", warning)))),
-    fidelityTable(fidelity));
+    (EXTRA.quality ?? fidelityTable)(fidelity));
 };
 
 /** "resid_pre 4, resid_pre 8 and 3 more". */

@@ -1,4 +1,6 @@
-// The panels that need several sites: norms, cosines, logit lenses, and which source drives the feature.
+// The panels that need several sites: norms, cosines, logit lenses.
+
+const EXTRA = {}; // what is in files that a page may do without (`build.py`)
 
 /** A site among its like: the model or the layer alone, where that tells them apart. */
 const shortLabel = ({ short, label }) => short ?? label;
@@ -54,44 +56,31 @@ const lensTokens = (side, pairs, most) =>
   })));
 
 /** What each site's decoder row says by itself. */
-const siteLogits = ({ data: { sites } }, config) => {
+const siteLogits = ({ data: { sites, logits } }, config) => {
   const lenses = sites?.lens ?? [];
   if (!lenses.some(Boolean)) return null;
   const rows = config.n_rows ?? Infinity;
   const cut = (pairs) => pairs.slice(0, rows);
   const most = largest(lenses.flatMap((lens) => (lens ? [...cut(lens.top), ...cut(lens.bottom)] : []))
     .map(([, value]) => Math.abs(value))) || 1;
+  const best = largest(lenses.map((lens) => lens?.share ?? 0));
+  const shared = lenses.some((lens) => lens?.share != null);
+  const share = (part, of) => shared && el(of > 0 && of === best ? "td.best" : "td", { data: { lensShare: part } }, percent(of, 0));
   const lines = targetsOf(sites).map((target, i) => [
-    el("th", { scope: "row" }, SEVERAL && modelMark(target.model), shortLabel(target)),
+    el("th", { scope: "row" }, SEVERAL && modelMark(target.model), shortLabel(target)), share(i, lenses[i]?.share),
     ...(lenses[i] ? [lensTokens("positive", cut(lenses[i].top), most), lensTokens("negative", cut(lenses[i].bottom), most)]
       : [el("td.none", { colspan: 2 }, "writes no logits")]),
   ]);
-  return panel("SiteLogits", "Logit lens by site",
-    el("div.scroll", table("table.lens", ["Site", "Raised most", "Lowered most"], lines)));
+  if (shared) {
+    lines.push(...logits.map(({ model, top, bottom }) => {
+      const all = [...cut(top), ...cut(bottom)];
+      const own = largest(all.map(([, value]) => Math.abs(value))) || 1;
+      return [el("th", { scope: "row" }, SEVERAL && modelMark(model), "sum"), el("td"), lensTokens("positive", cut(top), own), lensTokens("negative", cut(bottom), own)];
+    }));
+  }
+  return panel("SiteLogits", el("span", "Logit lens by site ", shared && el("small", "share of the whole effect on logits")),
+    el("div.scroll", table("table.lens", ["Site", shared && "Share", "Raised most", "Lowered most"].filter(Boolean),
+      lines.map((cells) => cells.filter(Boolean)))));
 };
 
 let driver = null; // the source whose part of the activations is drawn, null for the whole
-
-/** Which source drives the feature, and whose part tokens are shaded by. */
-const sourceAttribution = (ctx) => {
-  const shares = ctx.data.attribution;
-  if (!shares) return null;
-  const bias = 1 - shares.reduce((sum, share) => sum + share, 0);
-  const most = largest([...shares, bias].map(Math.abs)) || 1;
-  const bar = (share, model) => el("td.wide", el(share < 0 ? "div.gauge.against" : "div.gauge", {
-    data: model == null ? {} : { model: model % 4 }, vars: { "--share": Math.abs(share) / most },
-  }));
-  const rows = HEAD.sources.map((source, s) => [
-    el("th", { scope: "row" }, SEVERAL && modelMark(source.model), shortLabel(source)), bar(shares[s], source.model),
-    el("td", { data: { sourceShare: s } }, percent(shares[s], 1)),
-  ]);
-  rows.push([el("th", { scope: "row" }, "bias"), bar(bias), percent(bias, 1)]);
-  const options = [["activation", { driver: "all" }], ...HEAD.sources.map((source, s) => [shortLabel(source), { driver: s }])];
-  const shade = choice("Shade tokens by", options, driver == null ? 0 : driver + 1, (i) => {
-    driver = i ? i - 1 : null;
-    drawShades(ctx);
-  });
-  return panel("SourceAttribution", el("span", "Driven by ", el("small", "shares of the pre-activation, top examples")),
-    el("div.scroll", table("table.norms", ["Source", "", "Share"], rows)),
-    el("div.pick.shading", "Shade tokens by", shade));
-};
