@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from crossvis_tl.errors import short_list
 from crossvis_tl.groups import Group
 from crossvis_tl.sites import Kind
 
@@ -40,6 +41,16 @@ class Numbered:
             return None
         name = self.groups[self.locate(feature)[0]].name
         return int(name[1:]) if re.fullmatch(r"L\d+", name) else None
+
+    def of_layer(self, layer: int) -> range:
+        """Numbers of the features that read a layer. ValueError where features have no layers, or not this one."""
+        layers = {int(group.name[1:]): g for g, group in enumerate(self.groups) if re.fullmatch(r"L\d+", group.name)}
+        if not layers:
+            raise ValueError(f"layer {layer}: the features of this {self.kind} have no layers of their own")
+        if layer not in layers:
+            raise ValueError(f"there is no layer {layer}; this {self.kind} has layers {short_list(sorted(layers))}")
+        first = self.offsets[layers[layer]]
+        return range(first, first + self.groups[layers[layer]].n_features)
 
     def locate(self, feature: int) -> tuple[int, int]:
         """Feature number -> (group, index in it). A CLT's groups are its layers. ValueError when out of range."""
