@@ -51,8 +51,8 @@ READABLE = (
     "names, circuit-tracer CLTs (W_enc_*.safetensors, W_dec_*.safetensors and config.yaml) and transcoder sets "
     "(layer_*.safetensors), Gemma Scope 1 transcoders (layer_*/**/params.npz), Gemma Scope 2 (params*.safetensors and "
     "config.json), CLT-Forge (clt_weights.safetensors), crosslayer-transcoder (checkpoint.safetensors or clt.ckpt), "
-    "crosslayer-coding (clt_checkpoint_*.safetensors and cfg.json), clt-training (*/sae.safetensors), openCLT (.pt), "
-    "dictionary_learning crosscoders (model_final.pt or model.safetensors), model_diffing's and crosscode's "
+    "crosslayer-coding and SAEDashboard's CLTs (*.safetensors and cfg.json), clt-training (*/sae.safetensors), openCLT "
+    "(.pt), dictionary_learning crosscoders (model_final.pt or model.safetensors), model_diffing's and crosscode's "
     "(model.pt), OpenAI's autoencoders ({layer}.pt) and sae_lens folders (sae_weights.safetensors)"
 )
 
@@ -77,7 +77,8 @@ def load_dictionary(
     or one per layer); for a crosscoder `input_scale` (factor per source) and `hook_point` (TransformerLens name, or one
     per source); for a CLT `feature_input_hook` and `feature_output_hook` (the part after "blocks.L."); for OpenAI's
     `input_layer_norm`, for a plain SAE `apply_b_dec_to_input`; for Gemma Scope 2's `layers`, where the folder's name
-    does not hold them. -> `Dictionary`, its large weights still on disk.
+    does not hold them; for crosslayer-coding's `normalization_method` ("none", "mean_std", "sqrt_d_model"), `topk_mode`
+    and `weights_filename`, where a folder holds several. -> `Dictionary`, its large weights still on disk.
 
     FileNotFoundError when nothing is there or a part is missing; ValueError when it is no dictionary that can be read,
     is damaged, or a fact that encoding needs is missing (the text names it). Nothing is guessed.
