@@ -48,8 +48,8 @@ def site_lenses(
             columns = [part.tolist() for side in sides for part in side]
             whole = direct[site.model][some] if summed(capture, site.model, direct) else None
             shares = len(some) * [None] if whole is None else _shares(logits, whole)
-            for i, *lens in zip(some.tolist(), *columns, shares, strict=True):
-                found[i][t] = SiteLens(*lens)
+            for i, share, *lens in zip(some.tolist(), shares, *columns, strict=True):
+                found[i][t] = SiteLens(*lens, share if len(written[i]) > 1 else None)
     return [[own.get(t) for t in targets] for own, targets in zip(found, written, strict=True)]
 
 

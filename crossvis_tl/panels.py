@@ -55,8 +55,8 @@ class PromptSequence:
 @dataclass
 class SiteLens:
     """Logit lens of the decoder row to one target: what it alone raises and lowers, in logits, before the final norm
-    divides. `share`: its part in the effect of the whole feature, where that is the sum of its targets' (they add up
-    to 1, and one that works against the others is negative), else None."""
+    divides. `share`: its part in the effect of the whole feature, where that is the sum of several targets' (they
+    add up to 1, and one that works against the others is negative), else None."""
 
     top_ids: list[int]
     top: list[float]

@@ -248,6 +248,9 @@ def test_shares_of_layers_are_those_of_the_effect_and_add_up(clt, hf_models, tl_
         parts = [logits(clt.decoder(torch.tensor([feature]), t)[0]) for t in panel.geometry.targets]
         whole = torch.stack(parts).sum(0)
         want = [float(part @ whole / (whole @ whole)) for part in parts]
+        if len(parts) == 1:
+            assert [lens and lens.share for lens in panel.lens] == [None]
+            continue
         got = [lens.share if lens and lens.share else 0.0 for lens in panel.lens]
         assert sum(got) == pytest.approx(1, abs=2e-3)
         assert got == pytest.approx(want, abs=2e-3)

@@ -70,11 +70,16 @@ def full_page() -> PageOf:
 
 
 def clt_page() -> PageOf:
-    """One model, four layers written from the second on."""
+    """One model, four layers written from the second on, each with its share of the effect, and what replacing it
+    costs."""
     targets = [{"model": 0, "hook": f"blocks.{i}.hook_mlp_out", "label": f"mlp {i}", "short": f"{i}"} for i in range(4)]
     sites = {
         "target_index": [1, 2, 3], "norms": [0.5, 2.0, 1.0], "relative_norm": None, "class": None,
-        "cosine": [[1.0, 0.5, -0.25], [0.5, 1.0, 0.1], [-0.25, 0.1, 1.0]], "lens": [None] * 3, "note": None,
+        "cosine": [[1.0, 0.5, -0.25], [0.5, 1.0, 0.1], [-0.25, 0.1, 1.0]], "note": None,
+        "lens": [
+            {"top": [[CAT, 0.5], [MAT, 0.2]], "bottom": [[SAT, -0.4], [BOS, -0.3]], "share": share}
+            for share in (0.25, 0.875, -0.125)
+        ],
     }  # fmt: skip
     logits = make_feature()["logits"][:1]
     group = {"title": "Top activations", "low": None, "high": None, "share": None, "sequences": [make_sequence()]}
@@ -82,9 +87,25 @@ def clt_page() -> PageOf:
     index = make_head()["features"] | {"class": [None] * 3}
     head = make_head(
         kind="clt", models=["gpt2"], sources=targets[:1], targets=targets, features=index, class_help=None,
-        fidelity=None, layout=make_layout([["FeatureTables", "DecoderNorms", "DecoderCosine"], *FULL[2:]]),
+        fidelity=clt_fidelity(targets),
+        layout=make_layout([["FeatureTables", "DecoderNorms", "DecoderCosine", "SiteLogits"], *FULL[2:]]),
     )  # fmt: skip
     return head, [(7, feature), (12, feature), (40, dead_feature())]
+
+
+def clt_fidelity(targets: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of four layers; the last is worth nothing."""
+    sites = [{"label": target["label"], "fvu": 0.125 * (i + 1)} for i, target in enumerate(targets)]
+    groups = [{"label": f"layer {i}", "l0": 3.0 + i, "dead": 0.01 * i} for i in range(4)]
+    put = [
+        {"label": site["label"], "loss": 3.25 + i / 8, "zeroed": 4.0, "kept": None if i == 3 else 0.9 - i / 10}
+        for i, site in enumerate(sites)
+    ]
+    losses = {
+        "model": "gpt2", "clean": 3.125, "n_tokens": 2048, "note": "", "sites": put,
+        "together": {"label": "all together", "loss": 3.75, "zeroed": 9.0, "kept": 0.8936},
+    }  # fmt: skip
+    return make_head()["fidelity"] | {"sites": sites, "groups": groups, "losses": [losses]}
 
 
 def map_page(n: int = 600) -> PageOf:

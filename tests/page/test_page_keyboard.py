@@ -6,7 +6,7 @@ from page_scenes import SCENES, full_feature, full_page, map_page
 from playwright.sync_api import Page, expect
 
 CONTROLS = """() => [...document.querySelectorAll(
-  "a[href], button, input, select, textarea, [tabindex='0']")].filter((node) => node.checkVisibility()
+  "a[href], button, input, select, summary, textarea, [tabindex='0']")].filter((node) => node.checkVisibility()
     && !node.disabled && node.tabIndex >= 0 && !node.closest("dialog"))"""
 FOCUSED = """() => {
   const node = document.activeElement;
