@@ -29,7 +29,7 @@ from crossvis_tl.page_data import feature_page
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-precise-memory-info"]
 OPENINGS, SWITCHES, SIDE_BY_SIDE = 5, 50, 300
 DEMOS = {
-    "one model, a layer of a CLT": (demo._clt_layer, [demo.TUNED], demo.CLT),
+    "one model, a CLT": (demo._clt, [demo.TUNED], demo.CLT),
     "two models, a crosscoder": (demo._crosscoder, [demo.BASE, demo.TUNED], demo.CROSSCODER),
 }
 Pages = tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from crossvis_tl.errors import CrossvisWarning, ModelMismatchError
     from crossvis_tl.export.circuit_tracer import export_circuit_tracer
     from crossvis_tl.export.delphi import export_delphi
+    from crossvis_tl.export.neuronpedia import export_neuronpedia
+    from crossvis_tl.export.neuronpedia_rows import NeuronpediaRelease
     from crossvis_tl.feature_acts import FeatureActs
     from crossvis_tl.feature_store import gather, merge
     from crossvis_tl.formats import load_dictionary
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     )
     from crossvis_tl.models import load_model
     from crossvis_tl.store import open_store
-    from crossvis_tl.tokens import load_tokens
+    from crossvis_tl.tokens import TokenSet, load_token_set, load_tokens
     from crossvis_tl.vis_data import SaeVisData
 
 __version__ = "0.1.0"
@@ -46,18 +48,21 @@ __all__ = [
     "FeatureMapConfig",
     "Hook",
     "ModelMismatchError",
+    "NeuronpediaRelease",
     "SaeVisConfig",
     "SaeVisData",
     "SaeVisLayoutConfig",
     "SequencesConfig",
     "SiteLogitsConfig",
     "SourceAttributionConfig",
+    "TokenSet",
     "attach",
     "calibrate",
     "discover_hook_point_for_layer",
     "estimate_input_scale",
     "export_circuit_tracer",
     "export_delphi",
+    "export_neuronpedia",
     "find_hook",
     "gather",
     "hook_table",
@@ -65,6 +70,7 @@ __all__ = [
     "load_dictionary",
     "load_labels",
     "load_model",
+    "load_token_set",
     "load_tokens",
     "merge",
     "open_store",
@@ -80,18 +86,21 @@ _HOMES = {
     "FeatureMapConfig": "layouts",
     "Hook": "hooks",
     "ModelMismatchError": "errors",
+    "NeuronpediaRelease": "export.neuronpedia_rows",
     "SaeVisConfig": "layouts",
     "SaeVisData": "vis_data",
     "SaeVisLayoutConfig": "layouts",
     "SequencesConfig": "layouts",
     "SiteLogitsConfig": "layouts",
     "SourceAttributionConfig": "layouts",
+    "TokenSet": "tokens",
     "attach": "adapter",
     "calibrate": "calibration",
     "discover_hook_point_for_layer": "hooks",
     "estimate_input_scale": "calibration",
     "export_circuit_tracer": "export.circuit_tracer",
     "export_delphi": "export.delphi",
+    "export_neuronpedia": "export.neuronpedia",
     "find_hook": "hooks",
     "gather": "feature_store",
     "hook_table": "hooks",
@@ -99,6 +108,7 @@ _HOMES = {
     "load_dictionary": "formats",
     "load_labels": "labels",
     "load_model": "models",
+    "load_token_set": "tokens",
     "load_tokens": "tokens",
     "merge": "feature_store",
     "open_store": "store",

@@ -18,6 +18,7 @@ from crossvis_tl.encoders import as_dictionary
 from crossvis_tl.errors import check_word, feature_numbers, short_list
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fingerprints import dictionary_fingerprint, model_fingerprint, tokens_fingerprint
+from crossvis_tl.high_norm import check_multiple
 from crossvis_tl.layouts import SaeVisConfig as OurConfig
 from crossvis_tl.layouts import check_sizes, component_name, resolved
 from crossvis_tl.manifest import replacements_from_json
@@ -25,7 +26,7 @@ from crossvis_tl.masking import Masking
 from crossvis_tl.measures import MEASURES
 from crossvis_tl.models import load_models
 from crossvis_tl.store import open_store
-from crossvis_tl.tokens import check_tokens
+from crossvis_tl.tokens import TokenSet, check_tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -36,7 +37,7 @@ def reopened(
     encoder: Any,
     cfg: SaeVisConfig,
     model: "HookedTransformer | Sequence[HookedTransformer] | None",
-    tokens: Tensor | None,
+    tokens: Tensor | TokenSet | None,
 ) -> tuple[FeatureActs, Dictionary, Capture | None]:
     """A store, or what `open_store` gave of it, with its dictionary, and that on its models where they are given.
     ValueError where any of them is another than was gathered with."""
@@ -44,6 +45,7 @@ def reopened(
     _check_gathered(acts, cfg)
     store = acts.folder or "what was gathered"
     if tokens is not None:
+        tokens = TokenSet.of(tokens).tokens
         same = isinstance(tokens, Tensor) and tokens_fingerprint(tokens[: cfg.batch_size]) == acts.manifest.tokens
         if not same:
             raise ValueError(f"{store} was gathered on other tokens than those given")
@@ -73,13 +75,17 @@ def reopened(
 def _check_gathered(acts: FeatureActs, cfg: SaeVisConfig) -> None:
     """ValueError where a config of ours asks for what is settled when gathering, and was settled otherwise."""
     held = json.loads(acts.mask.how) | {"latent_scaling": "latent.moments" in acts.sums}
-    settled = {"masking": "masking", "masked_tokens": "tokens", "masked_positions": "positions"}
+    settled = {
+        "masking": "masking", "masked_tokens": "tokens", "masked_positions": "positions",
+        "high_norm_multiple": "high_norm",
+    }  # fmt: skip
     for name, key in ({} if not isinstance(cfg, OurConfig) else settled | {"latent_scaling": "latent_scaling"}).items():
         asked_for, default = getattr(cfg, name), getattr(OurConfig, name)
         wanted = sorted(asked_for, key=str) if isinstance(asked_for, tuple | list) else asked_for
-        if asked_for != default and wanted != held[key]:
+        has = held.get(key)
+        if asked_for != default and wanted != has:
             raise ValueError(
-                f"cfg.{name} is {asked_for!r}, but {acts.folder or 'what was gathered'} has {held[key]!r}, which is "
+                f"cfg.{name} is {asked_for!r}, but {acts.folder or 'what was gathered'} has {has!r}, which is "
                 "settled when gathering; gather again, or leave it out"
             )
 
@@ -171,6 +177,7 @@ class Asked:
     masking: Masking
     masked_tokens: Sequence[int | str]
     masked_positions: Sequence[int]
+    high_norm_multiple: float | None
     effect: Effect
     latent_scaling: bool
     per_document: int | None
@@ -194,6 +201,7 @@ def asked(cfg: SaeVisConfig, **given: Any) -> Asked:
         if not isinstance(values[name], bool):
             raise ValueError(f"{name} is {values[name]!r}; expected True or False")
     check_effect(how.effect)
+    check_multiple(how.high_norm_multiple)
     check_per_document(how.per_document)
     return how
 

@@ -14,11 +14,12 @@ from crossvis_tl.errors import feature_numbers
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import warn_if_bad
 from crossvis_tl.gathering import gather as gather_acts
-from crossvis_tl.masking import Masking, token_mask
+from crossvis_tl.high_norm import without_high_norms
+from crossvis_tl.masking import Masking, set_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.store import merge_acts, open_store, save_acts
-from crossvis_tl.tokens import checked_tokens
+from crossvis_tl.tokens import TokenSet
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def gather(  # noqa: PLR0913 - as `SaeVisData.create`
     encoder: Any,
     model: "HookedTransformer | Sequence[HookedTransformer]",
-    tokens: Int[Tensor, "rows positions"],
+    tokens: Int[Tensor, "rows positions"] | TokenSet,
     features: int | Sequence[int] | None = None,
     *,
     out: str | Path | None = None,
@@ -36,6 +37,7 @@ def gather(  # noqa: PLR0913 - as `SaeVisData.create`
     masking: Masking = "special",
     masked_tokens: Sequence[int | str] = (),
     masked_positions: Sequence[int] = (),
+    high_norm_multiple: float | None = None,
     documents: Int[Tensor, "rows *positions"] | None = None,
     token_replacements: Replacements | None = None,
     latent_scaling: bool = False,
@@ -53,12 +55,14 @@ def gather(  # noqa: PLR0913 - as `SaeVisData.create`
     models = load_models(model)
     dictionary = as_dictionary(encoder, hook_point).to(str(models[0].cfg.device))
     capture = Capture(dictionary, models, token_replacements)
-    tokens = checked_tokens(tokens, models)
-    mask = token_mask(
-        tokens, models[0].tokenizer, masking, masked_tokens=masked_tokens, masked_positions=masked_positions,
+    chosen = None if features is None else feature_numbers(features, "features")
+    given = TokenSet.of(tokens).checked(models, None)
+    tokens = given.tokens
+    mask = set_mask(
+        given, models[0].tokenizer, masking, masked_tokens=masked_tokens, masked_positions=masked_positions,
         documents=documents,
     )  # fmt: skip
-    chosen = None if features is None else feature_numbers(features, "features")
+    mask = without_high_norms(capture, tokens, mask, high_norm_multiple, out=out, progress=progress)
     acts = gather_acts(
         capture, tokens, mask, chosen, rows_per_batch=rows_per_batch, progress=progress, latent_scaling=latent_scaling,
         out=out,

@@ -113,6 +113,7 @@ CONFIG_HELP = {
     "masked_tokens": "Tokens, or their ids, that are left out too.",
     "masked_positions": "Positions that are left out too; 0 is the first, -1 the last.",
     "effect": "On logits, at the tokens shown: direct, full (the model run on without the feature), or none.",
+    "high_norm_multiple": "Tokens whose activation norm is over so many times the median are left out; None: none are.",
     "latent_scaling": "Also beta and nu of two models (arXiv 2504.02922).",
     "per_document": "Most examples of a group from one document; None for any number.",
     "distinct": "No two examples of a group show the same tokens.",
@@ -210,6 +211,7 @@ class SaeVisConfig(StockConfig):
     masking: Masking = "special"
     masked_tokens: Sequence[int | str] = ()
     masked_positions: Sequence[int] = ()
+    high_norm_multiple: float | None = None
     effect: Effect = "direct"
     latent_scaling: bool = False
     per_document: int | None = PER_DOCUMENT

@@ -3,7 +3,7 @@ token belongs to."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from crossvis_tl.errors import check_word, near_misses, short_list, whole_numbers
+from crossvis_tl.tokens import TokenSet
 
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Masking = Literal["special", "all special", "none"]
@@ -43,6 +44,17 @@ class Mask:
         return int(self.counted.sum())
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Something else that does not count. `name`, `value`: as `Mask.how` has it. `hidden`: bool [rows, positions], or
+    [positions] in every row."""
+
+    name: str
+    value: Any
+    hidden: Bool[Tensor, "*rows positions"]
+    words: str
+
+
 def token_mask(
     tokens: Int[Tensor, "rows positions"],
     tokenizer: Any,
@@ -52,6 +64,7 @@ def token_mask(
     masked_positions: Sequence[int] = (),
     documents: Int[Tensor, "rows *positions"] | None = None,
     may_be_empty: bool = False,
+    more: Sequence["LeftOut"] = (),
 ) -> Mask:
     """Leaves out BOS and padding: the run of such tokens that a row begins with, and the padding it ends with.
 
@@ -59,8 +72,8 @@ def token_mask(
     "none" nothing. `masked_tokens`: more ids, or tokens as the tokenizer writes them, such as those of a chat template.
     `masked_positions`: counted from the first token of a row that is no padding, or with -1, -2 ... from its last.
     `documents`: a number for each row or each token; default: every row is a document, or several where it holds BOS
-    or the end of a text inside. ValueError if nothing would be left (unless it `may_be_empty`), or for what is no token
-    or position.
+    or the end of a text inside. `more`: what else does not count. ValueError if nothing would be left (unless it
+    `may_be_empty`), or for what is no token or position.
     """
     check_masking(masking)
     bos = getattr(tokenizer, "bos_token_id", None)
@@ -81,18 +94,48 @@ def token_mask(
     if chosen:
         words = f"tokens {short_list(chosen, 6)}"
         masked.append(_hide(hidden, torch.isin(tokens, torch.tensor(list(chosen.values()))), words))
+    tail = (end & ~start).sum(-1)
     positions = whole_numbers(masked_positions, "masked_positions", "positions such as 0, 1 or -1")
     if positions:
         words = f"positions {short_list(positions, 6)}"
-        masked.append(_hide(hidden, _at_positions(positions, tokens.shape[1], lead, (end & ~start).sum(-1)), words))
-    tail = (end & ~start).sum(-1)
+        masked.append(_hide(hidden, _at_positions(positions, tokens.shape[1], lead, tail), words))
+    masked += [_hide(hidden, one.hidden, one.words) for one in more]
     numbers = _documents(tokens, tokenizer, lead, tail, documents)
-    how = json.dumps({"masking": masking, "tokens": sorted(chosen.values()), "positions": sorted(positions)})
+    asked = {"masking": masking, "tokens": sorted(chosen.values()), "positions": sorted(positions)}
+    how = json.dumps(asked | {one.name: one.value for one in more})
     mask = Mask(~hidden, tuple(masked), lead, tail, numbers, documents is not None, how)
     if bool(hidden.all()) and not may_be_empty:
         what = "every token is BOS or padding" if len(masked) == 2 else mask.text
         raise ValueError(f"{what}; nothing is left to look at")
     return mask
+
+
+def set_mask(
+    given: TokenSet,
+    tokenizer: Any,
+    masking: Masking = "special",
+    *,
+    masked_tokens: Sequence[int | str] = (),
+    masked_positions: Sequence[int] = (),
+    documents: Int[Tensor, "rows *positions"] | None = None,
+) -> Mask:
+    """`token_mask` of a token set, by the documents it knows of unless others are given. What was put between them does
+    not count by default, as what begins a row does not; nor do its `uncounted` positions."""
+    more, columns = [], torch.arange(given.tokens.shape[1])
+    if given.separator is not None and given.documents is not None and masking == "special":
+        between = torch.zeros_like(given.tokens, dtype=torch.bool)
+        between[:, 1:] = given.documents.diff() != 0
+        between &= given.tokens == given.separator
+        more.append(LeftOut("separator", given.separator, between, "BOS between texts"))
+    if given.uncounted:
+        affixes = torch.isin(columns, columns[list(given.uncounted)])
+        more.append(LeftOut("uncounted", list(given.uncounted), affixes, "prefix and suffix"))
+    mask = token_mask(
+        given.tokens, tokenizer, masking, masked_tokens=masked_tokens, masked_positions=masked_positions,
+        documents=given.documents if documents is None else documents, more=more,
+    )  # fmt: skip
+    # numbers that begin with 0 in every set are numbered on where gatherings are merged
+    return replace(mask, documents_given=documents is not None)
 
 
 def check_masking(masking: str) -> None:

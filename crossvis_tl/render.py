@@ -3,7 +3,7 @@ at before the models are loaded, as far as it can be."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,21 @@ from torch import Tensor
 from crossvis_tl.asking import checked, for_dictionary, worth_keeping
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.documents import Reading
 from crossvis_tl.effects import Effect, check_effect
 from crossvis_tl.errors import near_misses
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
 from crossvis_tl.gathering import gather
+from crossvis_tl.high_norm import check_multiple, without_high_norms
 from crossvis_tl.layouts import SaeVisConfig
-from crossvis_tl.masking import Mask, Masking, check_masking, token_mask
+from crossvis_tl.masking import Mask, Masking, check_masking, set_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.selection import parse_features, strongest, top_count
 from crossvis_tl.store import check_folder, open_store
-from crossvis_tl.tokens import check_token_file, checked_tokens, load_tokens
+from crossvis_tl.tokens import open_tokens, token_set
 from crossvis_tl.vis_data import SaeVisData, Showing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -54,18 +56,20 @@ class _Prepared:
 
 @dataclass
 class RenderJob:
-    """`models`, `dictionary`, `tokens`: as `load_model`, `load_dictionary` and `load_tokens` take them. `features`: as
-    in `selection`. `facts`: for `load_dictionary`. `cfg_fields`: for `SaeVisConfig`. `choose`: picks, by index, among
-    the features gathered; default all of them, or for "top:N" the strongest. `masking` ..., `effect`, `latent_scaling`:
-    as `SaeVisData.create`."""
+    """`models`, `dictionary`, `tokens`: as `load_model`, `load_dictionary` and `load_token_set` take them; `reading`:
+    how tokens are read, of which no more are than `cfg_fields["batch_size"]` sequences. `features`: as in `selection`.
+    `facts`: for `load_dictionary`. `cfg_fields`: for `SaeVisConfig`. `choose`: picks, by index, among the features
+    gathered; default all of them, or for "top:N" the strongest. `masking` ..., `effect`, `latent_scaling`: as
+    `SaeVisData.create`."""
 
     models: Sequence[str]
     dictionary: str | Path
-    tokens: Path
+    tokens: str | Path
     features: str = "top:50"
     device: str | None = None
     dtype: str = "float32"
     context: int = 128
+    reading: Reading = field(default_factory=Reading)
     facts: dict[str, Any] = field(default_factory=dict)
     cfg_fields: dict[str, Any] = field(default_factory=dict)
     choose: Callable[[Dictionary, FeatureActs], list[int]] | None = None
@@ -73,6 +77,7 @@ class RenderJob:
     masking: Masking = "special"
     masked_tokens: Sequence[int | str] = ()
     masked_positions: Sequence[int] = ()
+    high_norm_multiple: float | None = None
     effect: Effect = "direct"
     latent_scaling: bool = False
 
@@ -98,26 +103,31 @@ class RenderJob:
                 f'--features {self.features!r}: the strongest are known afterwards; gather "all" or numbers'
             )
         check_folder(out)
-        acts = self._gathered(self._prepared(), out=out)
+        acts = self._gathered(self._prepared(out), out=out)
         verdict(acts.fidelity)
         return acts
 
-    def _prepared(self) -> _Prepared:
+    def _prepared(self, out: Path | None = None) -> _Prepared:
         dtype = parse_dtype(self.dtype)
         check_masking(self.masking)
+        check_multiple(self.high_norm_multiple)
         dictionary = load_dictionary(self.dictionary, **self.facts)
         chosen = parse_features(self.features, dictionary)
-        check_token_file(self.tokens)
+        reading = replace(self.reading, n_sequences=self.cfg_fields.get("batch_size") or self.reading.n_sequences)
+        opened = open_tokens(self.tokens, reading)
         models = load_models(list(self.models), self.device, dtype)
         capture = Capture(dictionary.to(str(models[0].cfg.device)), models, self.token_replacements)
-        tokens = load_tokens(self.tokens, models[0].tokenizer, min(self.context, models[0].cfg.n_ctx))
+        tokenizer, context = models[0].tokenizer, min(self.context, models[0].cfg.n_ctx)
+        given = token_set(opened, tokenizer, context, reading, str(self.tokens))
         cfg = for_dictionary(checked(SaeVisConfig(**self.cfg_fields)), dictionary)
-        tokens = checked_tokens(tokens, models, str(self.tokens))[: cfg.batch_size]
-        mask = token_mask(
-            tokens, models[0].tokenizer, self.masking, masked_tokens=self.masked_tokens,
-            masked_positions=self.masked_positions,
-        )  # fmt: skip
-        return _Prepared(capture, tokens, mask, chosen, cfg)
+        given = given.checked(models, cfg.batch_size)
+        mask = set_mask(
+            given, tokenizer, self.masking, masked_tokens=self.masked_tokens, masked_positions=self.masked_positions
+        )
+        mask = without_high_norms(
+            capture, given.tokens, mask, self.high_norm_multiple, out=out, progress=bool(cfg.verbose)
+        )
+        return _Prepared(capture, given.tokens, mask, chosen, cfg)
 
     def _gathered(self, made: _Prepared, *, keep_final: bool = False, out: Path | None = None) -> FeatureActs:
         facts = plain_facts(self.facts)

@@ -1,115 +1,253 @@
-"""Token sets: read from a file or a text, and checked against the model."""
+"""Token sets: read from files, texts and datasets, and checked against the model."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from safetensors.torch import load_file
 from torch import Tensor
 
-from crossvis_tl.errors import short_list
-from crossvis_tl.files import near_siblings
+from crossvis_tl.corpora import open_corpus
+from crossvis_tl.documents import Corpus, Packing, Reading
+from crossvis_tl.packing import around, joined, one_of_each
+from crossvis_tl.token_files import TOKEN_SUFFIXES, integers, read_ids
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-TOKEN_SUFFIXES = (".npy", ".npz", ".safetensors", ".pt")
+# Sequences taken of a dataset of the hub unless it is said how many; SAEDashboard's `n_prompts_total`.
+HUB_SEQUENCES = 24_576
+# Texts are tokenised so many characters at a time, at least one text.
+CHARACTERS = 2**20
+log = logging.getLogger(__name__)
 
 
-def load_tokens(path: str | Path, tokenizer: Any = None, context: int = 128) -> Int[Tensor, "rows positions"]:
-    """Token ids from a `.npy`, `.npz`, `.safetensors` or `.pt` file, or from a text file by way of `tokenizer`.
+@dataclass(frozen=True)
+class TokenSet:
+    """Sequences of one length, and what is known of them. `tokens`: ids. `documents`: the number of the document each
+    token is of, None where that is not known. `origin`: where they come from, for people. `uncounted`: positions that
+    do not count, those of a prefix and a suffix that were put around every sequence. `separator`: the id that was put
+    between documents, None where none was."""
 
-    A text is cut into rows of `context` tokens, each beginning with the BOS token where the tokenizer has one; what is
-    left at the end is dropped. -> int64 [rows, positions]. FileNotFoundError, or ValueError naming the file.
+    tokens: Int[Tensor, "rows positions"]
+    documents: Int[Tensor, "rows positions"] | None = None
+    origin: str = "the tokens"
+    uncounted: tuple[int, ...] = ()
+    separator: int | None = None
+
+    @classmethod
+    def of(cls, tokens: "Tensor | TokenSet") -> "TokenSet":
+        return tokens if isinstance(tokens, cls) else cls(tokens)  # type: ignore[arg-type]
+
+    def checked(self, models: Sequence["HookedTransformer"], n_rows: int | None) -> "TokenSet":
+        """The first `n_rows`, None for all, after `checked_tokens`."""
+        tokens = checked_tokens(self.tokens, models, self.origin)[:n_rows]
+        return replace(self, tokens=tokens, documents=None if self.documents is None else self.documents[:n_rows])
+
+
+def load_tokens(
+    source: str | Path, tokenizer: Any = None, context: int = 128, **options: Any
+) -> Int[Tensor, "rows positions"]:
+    """The ids of `load_token_set`, which takes the same: int64 [rows, positions]."""
+    return load_token_set(source, tokenizer, context, **options).tokens
+
+
+def load_token_set(  # noqa: PLR0913 - all that can be said of texts
+    source: str | Path,
+    tokenizer: Any = None,
+    context: int = 128,
+    *,
+    n_sequences: int | None = None,
+    prefix: str = "",
+    suffix: str = "",
+    count_affixes: bool = True,
+    prepend_bos: bool | None = None,
+    packing: Packing | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    column: str | None = None,
+    split: str | None = None,
+    subset: str | None = None,
+) -> TokenSet:
+    """Sequences of token ids from a file, a folder or a dataset of the hub.
+
+    `source`: an array of ids (`.npy`, `.npz`, `.safetensors`, `.pt`), taken as it is; JSON lines (`.jsonl`, `.json`,
+    also gzipped) or Parquet, texts or lists of ids in `column` (default "tokens", "input_ids", "text", "content" or
+    "problem"); any other file is one text; a folder of Parquet or JSON lines files, or what `datasets.save_to_disk`
+    wrote; a dataset's id on the hub, "org/name" or "org/name@revision". `split`, `subset`: of a dataset; default
+    "train" and its only one. Documents are read until there are `n_sequences`, default all, and 24,576 of the hub.
+
+    Each sequence has `context` tokens. Texts are joined: BOS begins each sequence and stands between two texts, where
+    it does not count, and what does not fill a last sequence is dropped, as sae_lens does
+    (`concat_and_batch_sequences`). `packing`="each"
+    takes the first `context` tokens of each text and leaves out shorter ones, as SAEDashboard's runner does. Lists of
+    ids are taken one each unless `packing`="joined". `prepend_bos`: whether BOS begins each sequence; default where the
+    tokenizer has one, and for ids as they are.
+
+    `prefix`, `suffix`: texts whose tokens every sequence has behind BOS and at its end, within `context`; with
+    `count_affixes`=False they are left out of statistics and examples. `shuffle`: documents and sequences in an order
+    drawn by `seed`; of a file or dataset that is read in order, from ten thousand documents at a time.
+
+    FileNotFoundError, IsADirectoryError or ValueError naming the source; an array's ids are compared to a model later
+    (`checked_tokens`).
     """
-    path = Path(path)
-    check_token_file(path)
+    reading = Reading(
+        n_sequences, prefix, suffix, count_affixes, prepend_bos, packing, shuffle, seed, column, split, subset
+    )
+    return token_set(open_tokens(source, reading), tokenizer, context, reading, str(source))
+
+
+def open_tokens(source: str | Path, reading: Reading) -> Tensor | Corpus:
+    """Before long work: an array of ids, or documents whose first one is good. Raises as `load_token_set`."""
+    path = Path(source)
+    if path.suffix not in TOKEN_SUFFIXES or not path.is_file():
+        return open_corpus(source, reading)
+    reading.refuse(f"{path}, an array", "column", "split", "subset", "packing")
+    return read_ids(path)
+
+
+def token_set(opened: Tensor | Corpus, tokenizer: Any, context: int, reading: Reading, origin: str) -> TokenSet:
+    """The sequences of what `open_tokens` gave."""
     if context < 2:
-        raise ValueError(f"context is {context}; {path} is cut into sequences of at least 2 tokens")
-    if path.suffix not in TOKEN_SUFFIXES:
-        return _from_text(path, tokenizer, context)
-    array = _read_array(path)
-    if not _integers(array):
-        raise ValueError(f"{path} holds {array.dtype} numbers; token ids are integers")
-    if array.ndim == 1:
-        array = array.unsqueeze(0)
-    if array.ndim != 2:
-        raise ValueError(f"{path} holds an array {tuple(array.shape)}; token ids are [sequences, positions]")
-    return array.long()
+        raise ValueError(f"context is {context}; {origin} is cut into sequences of at least 2 tokens")
+    if isinstance(opened, Corpus):
+        return _Rows(opened, tokenizer, context, reading).token_set()
+    tokens = opened
+    if reading.shuffle:
+        tokens = tokens[_permutation(len(tokens), reading.seed)]
+    tokens = tokens[: reading.n_sequences]
+    if not (reading.prefix or reading.suffix or reading.prepend_bos) or not tokens.numel():
+        return TokenSet(tokens, origin=origin)
+    corpus = Corpus(origin, False, iter(tokens.numpy()))
+    return _Rows(corpus, tokenizer, tokens.shape[1], replace(reading, shuffle=False)).token_set()
 
 
-def check_token_file(path: Path) -> None:
-    """FileNotFoundError or IsADirectoryError, with near misses, unless `path` is a file."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the file with the token ids or the text")
-    if not path.is_file():
-        hint = near_siblings(path)
-        raise FileNotFoundError(f"the token file {path} does not exist; give an array of ids or a text file.{hint}")
+class _Rows:
+    """A corpus as sequences."""
 
+    def __init__(self, corpus: Corpus, tokenizer: Any, context: int, reading: Reading):
+        self.corpus, self.tokenizer, self.context, self.reading = corpus, tokenizer, context, reading
+        self.packing = reading.packing or ("joined" if corpus.texts else "each")
+        if tokenizer is None and (corpus.texts or reading.prefix or reading.suffix):
+            what = f"{corpus.origin} is a text" if corpus.texts else "prefix and suffix are texts"
+            raise ValueError(f"{what}, and the model has no tokenizer; give token ids in a .npy file")
+        self.bos = getattr(tokenizer, "bos_token_id", None)
+        self.prefix, self.suffix = self._encoded(reading.prefix), self._encoded(reading.suffix)
+        affixed = bool(self.prefix or self.suffix) and not corpus.texts
+        self.pad = getattr(tokenizer, "pad_token_id", None) if affixed else None
+        self.start = self._start()
+        self.room = context - len(self.prefix) - len(self.suffix)
+        if self.room < 1 + (self.start is not None):
+            raise ValueError(
+                f"prefix and suffix are {len(self.prefix) + len(self.suffix)} tokens long, which leaves no room for "
+                f"those of {corpus.origin} in sequences of {context}; give a larger context"
+            )
 
-def _read_array(path: Path) -> Tensor:
-    try:
-        if path.suffix == ".npy":
-            return _from_numpy(np.load(path, allow_pickle=False))
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                content: Any = {name: _from_numpy(archive[name]) for name in archive.files}
-        elif path.suffix == ".safetensors":
-            content = load_file(path)
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+
+    def _start(self) -> int | None:
+        """What begins each sequence. A prefix that begins with BOS says so too."""
+        wanted = self.reading.prepend_bos
+        if wanted and self.bos is None:
+            raise ValueError("prepend_bos is True, but the tokenizer has no BOS token")
+        if self.bos is not None and self.prefix[:1] == [self.bos]:
+            self.prefix, wanted = self.prefix[1:], True
+        if wanted is None:
+            wanted = self.corpus.texts or self.packing == "joined"
+        return self.bos if wanted else None
+
+    def token_set(self) -> TokenSet:
+        short: list[int] = []
+        if self.packing == "joined":
+            rows = joined(self._numbered(), self.room, self.start, self.bos)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # numpy, torch, zipfile and pickle each raise their own kinds for damaged files
-        raise ValueError(
-            f"{path} is no readable {path.suffix} file of token ids; it is damaged or holds other data"
-        ) from error
-    return content if isinstance(content, Tensor) else _only(content, path)
+            rows = one_of_each(self._numbered(), self.room, self.start, short)
+        n = self.reading.n_sequences
+        if n is None and self.corpus.endless:
+            n = HUB_SEQUENCES
+            log.warning(
+                "the first %s sequences of %s are taken unless it is said how many", f"{n:,}", self.corpus.origin
+            )
+        found = list(islice(rows, n))
+        self._say(len(found), n, short)
+        tokens = np.stack([row for row, _ in found])
+        owners = np.stack([owner for _, owner in found])
+        tokens, owners, uncounted = self._surrounded(tokens, owners)
+        order = _permutation(len(tokens), self.reading.seed) if self.reading.shuffle else slice(None)
+        known = self.corpus.separate and (self.corpus.texts or self.packing == "joined")
+        return TokenSet(
+            torch.from_numpy(tokens)[order], torch.from_numpy(owners)[order] if known else None, self.corpus.origin,
+            uncounted, self.bos if known and self.packing == "joined" else None,
+        )  # fmt: skip
+
+    def _say(self, n_found: int, n: int | None, short: list[int]) -> None:
+        """ValueError where there is nothing; a note where there is less than one would think."""
+        origin = self.corpus.origin
+        if not n_found and short:
+            raise ValueError(
+                f"nothing of {origin} is {self.room} tokens long, the longest {max(short)}: give a smaller context, or "
+                "packing='joined'"
+            )
+        if not n_found:
+            raise ValueError(f"{origin} gives no tokens; the text is empty or too short")
+        if short:
+            log.warning("%s: %s of less than %d tokens are left out", origin, f"{len(short):,}", self.room)
+        if n is not None and n_found < n:
+            log.info("%s gives %s sequences, fewer than %s", origin, f"{n_found:,}", f"{n:,}")
+
+    def _surrounded(self, tokens: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+        """With prefix and suffix, and their positions if they do not count."""
+        if not self.prefix and not self.suffix:
+            return tokens, owners, ()
+        begins = tokens[:, 0] == self.bos if self.bos is not None else np.zeros(len(tokens), bool)
+        if self.prefix and begins.any() and not begins.all():
+            raise ValueError(f"some sequences of {self.corpus.origin} begin with BOS and some do not; prepend_bos=True")
+        first, n = int(bool(self.prefix) and begins.all()), len(self.prefix)
+        tokens = np.stack([around(row, self.prefix, self.suffix, bool(first)) for row in tokens])
+        columns = [*range(first)] + [first] * n + [*range(first, owners.shape[1])] + [-1] * len(self.suffix)
+        positions = (*range(first, first + n), *range(-len(self.suffix), 0))
+        return tokens, owners[:, columns], () if self.reading.count_affixes else positions
+
+    def _numbered(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Ids of one document after another; documents without any are passed over."""
+        for number, ids in enumerate(self._tokenised() if self.corpus.texts else self.corpus.documents):
+            ids = np.asarray(ids, dtype=np.int64)  # noqa: PLW2901
+            if self.pad is not None and ((ids[:2] == self.pad).all() or (ids[-2:] == self.pad).all()) and len(ids) > 1:
+                raise ValueError(
+                    f"row {number} of {self.corpus.origin} holds padding; a prefix or suffix would stand beside it"
+                )
+            if len(ids):
+                yield number if self.corpus.separate else 0, ids
+
+    def _tokenised(self) -> Iterator[list[int]]:
+        """Many texts at a time: a fast tokenizer takes them on all cores."""
+        texts: list[Any] = []
+        held = 0
+        for text in self.corpus.documents:
+            texts.append(text)
+            held += len(text)
+            if held >= CHARACTERS:
+                yield from self._ids(texts)
+                texts, held = [], 0
+        yield from self._ids(texts)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
-def _from_numpy(array: np.ndarray) -> Tensor:
-    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
-        raise ValueError("an id does not fit into 64 bits")
-    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
-
-
-def _only(content: Any, path: Path) -> Tensor:
-    arrays = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if "tokens" in arrays:
-        return arrays["tokens"]
-    if len(arrays) != 1:
-        held = short_list(content) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f"{path} holds {held or 'nothing'}; expected one array, or one named 'tokens'")
-    return next(iter(arrays.values()))
-
-
-def _from_text(path: Path, tokenizer: Any, context: int) -> Tensor:
-    if tokenizer is None:
-        raise ValueError(f"{path} is a text, and the model has no tokenizer; give token ids in a .npy file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        kinds = ", ".join(TOKEN_SUFFIXES)
-        raise ValueError(f"{path} is neither UTF-8 text nor one of {kinds}: {error}") from error
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    body = context - len(bos)
-    rows = [bos + ids[start : start + body] for start in range(0, len(ids) - body + 1, body)]
-    if not rows and len(ids) > 1:
-        rows = [bos + ids]
-    if not rows:
-        raise ValueError(f"{path} gives no tokens; the text is empty or too short")
-    return torch.tensor(rows)
-
-
-def _integers(tokens: Tensor) -> bool:
-    return not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+def _permutation(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def check_tokens(tokens: Int[Tensor, "rows positions"], model: "HookedTransformer", where: str = "the tokens") -> None:
     """ValueError when there are none, or they are no ids of this model, or longer than its context."""
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not _integers(tokens):
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not integers(tokens):
         got = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"{where} must be integer ids [sequences, positions]; got {got}")
     if tokens.numel() == 0:
@@ -127,7 +265,7 @@ def check_tokens(tokens: Int[Tensor, "rows positions"], model: "HookedTransforme
 
 def checked_tokens(tokens: Tensor, models: Sequence["HookedTransformer"], where: str = "the tokens") -> Tensor:
     """-> the ids as int64 on the CPU, where examples and statistics are made, after `check_tokens` for each model."""
-    if isinstance(tokens, Tensor) and _integers(tokens):
+    if isinstance(tokens, Tensor) and integers(tokens):
         tokens = tokens.detach().to("cpu", torch.long)
     for model in models:
         check_tokens(tokens, model, where)

@@ -31,12 +31,13 @@ from crossvis_tl.encoders import as_dictionary
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import warn_if_bad
 from crossvis_tl.gathering import gather
+from crossvis_tl.high_norm import without_high_norms
 from crossvis_tl.layouts import SaeVisConfig
-from crossvis_tl.masking import Masking, token_mask
+from crossvis_tl.masking import Masking, set_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.page_facts import page_facts
 from crossvis_tl.pairs import Replacements
-from crossvis_tl.tokens import checked_tokens
+from crossvis_tl.tokens import TokenSet
 from crossvis_tl.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class SaeVisData(Dashboards):
         cls,
         encoder: Any = None,
         model: "HookedTransformer | Sequence[HookedTransformer] | None" = None,
-        tokens: Int[Tensor, "batch seq"] | None = None,
+        tokens: Int[Tensor, "batch seq"] | TokenSet | None = None,
         cfg: StockConfig | None = None,
         encoder_B: Any = None,
         *,
@@ -62,6 +63,7 @@ class SaeVisData(Dashboards):
         masking: Masking | None = None,
         masked_tokens: Sequence[int | str] | None = None,
         masked_positions: Sequence[int] | None = None,
+        high_norm_multiple: float | None = None,
         documents: Int[Tensor, "batch *seq"] | None = None,
         token_replacements: Replacements | None = None,
         effect: Effect | None = None,
@@ -74,14 +76,16 @@ class SaeVisData(Dashboards):
 
         `encoder` (sae_vis 0.3: `sae`): a dictionary from `load_dictionary`, a sae_vis `AutoEncoder` or a sae_lens SAE.
         `model`: one model or a list of them in the dictionary's order; whatever `load_model` takes will do. `tokens`:
-        ids [sequences, positions]. `encoder_B` (`sae_B`): a second one on the same models, whose features most
-        correlated with each shown one are listed.
+        ids [sequences, positions], or what `crossvis_tl.tokens.load_token_set` gave. `encoder_B` (`sae_B`): a second
+        one on the same models, whose features most correlated with each shown one are listed.
 
         `masking`, `masked_tokens`, `masked_positions`: what is left out of every statistic and example, by default BOS
-        and padding (`crossvis_tl.masking.token_mask`). `documents`: a number for each row or token; an example group
-        shows at most `per_document` tokens of one, and with `distinct` none whose surroundings it shows already.
-        `token_replacements`: by model's number, ids that it reads in place of others ({0: {128006: 1432}}), as the
-        producers of crosscoders do where a base model never saw a chat template's tokens.
+        and padding (`crossvis_tl.masking.token_mask`). `high_norm_multiple`: tokens at which the norm of any activation
+        read is more than so many times the median there are left out as well; one more pass finds them. `documents`: a
+        number for each row or token; an example group shows at most `per_document` tokens of one, and with `distinct`
+        none whose surroundings it shows already. `token_replacements`: by model's number, ids that it reads in place of
+        others ({0: {128006: 1432}}), as the producers of crosscoders do where a base model never saw a chat template's
+        tokens.
 
         `effect`: of a feature on the logits at the tokens shown. "direct": the final residual stream less what the
         feature writes, later layers left as they are; "full": taken away where it is written, and the model run on;
@@ -98,8 +102,9 @@ class SaeVisData(Dashboards):
             raise TypeError("SaeVisData.create needs an encoder (or sae), a model and tokens")
         cfg = checked(cfg or SaeVisConfig())
         how = asked(
-            cfg, masking=masking, masked_tokens=masked_tokens, masked_positions=masked_positions, effect=effect,
-            latent_scaling=latent_scaling, per_document=per_document, distinct=distinct,
+            cfg, masking=masking, masked_tokens=masked_tokens, masked_positions=masked_positions,
+            high_norm_multiple=high_norm_multiple, effect=effect, latent_scaling=latent_scaling,
+            per_document=per_document, distinct=distinct,
         )  # fmt: skip
         models = load_models(model)
         device = str(models[0].cfg.device)
@@ -108,12 +113,14 @@ class SaeVisData(Dashboards):
         if encoder_B is not None:
             capture_B = Capture(as_dictionary(encoder_B, cfg.hook_point).to(device), models, token_replacements)
         cfg, features = for_dictionary(cfg, capture.dictionary), chosen_features(cfg, capture.dictionary)
-        tokens = checked_tokens(tokens, models)[: cfg.batch_size]
-        mask = token_mask(
-            tokens, models[0].tokenizer, how.masking, masked_tokens=how.masked_tokens,
+        given = TokenSet.of(tokens).checked(models, cfg.batch_size)
+        tokens = given.tokens
+        mask = set_mask(
+            given, models[0].tokenizer, how.masking, masked_tokens=how.masked_tokens,
             masked_positions=how.masked_positions,
             documents=None if documents is None else torch.as_tensor(documents)[: cfg.batch_size],
         )  # fmt: skip
+        mask = without_high_norms(capture, tokens, mask, how.high_norm_multiple, out=store, progress=bool(cfg.verbose))
         n_features = capture.dictionary.n_features if features is None else len(features)
         acts = gather(
             capture, tokens, mask, features, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose,
@@ -141,7 +148,7 @@ class SaeVisData(Dashboards):
         cfg: StockConfig | None = None,
         *,
         model: "HookedTransformer | Sequence[HookedTransformer] | None" = None,
-        tokens: Int[Tensor, "batch seq"] | None = None,
+        tokens: Int[Tensor, "batch seq"] | TokenSet | None = None,
         effect: Effect | None = None,
         per_document: int | EllipsisType | None = ...,
         distinct: bool | None = None,

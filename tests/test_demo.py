@@ -116,10 +116,11 @@ def test_crossvis_demo(tmp_path):
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     pages = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert pages == ["clt_layer_1.html", "crosscoder.html"]
+    assert pages == ["clt.html", "crosscoder.html"]
     for name in pages:
         assert f"open {tmp_path / 'out' / name}" in result.output
     assert result.output.count("fidelity plausible: FVU") == 2
+    assert "all together (95." in result.output
     for entry in demo.highlights()[:3]:
         assert f"crosscoder feature {entry['feature']} (only tuned): {entry['meaning']}" in result.output
 
@@ -166,3 +167,16 @@ def test_a_clts_layers_have_their_own_figures(models, tokens):
     fidelity = verdict_of(models[1:], load_dictionary(demo.CLT), tokens)
     assert [group.label for group in fidelity.groups] == ["layer 0", "layer 1", "layer 2", "layer 3"]
     assert sum(group.l0 for group in fidelity.groups) == pytest.approx(fidelity.l0)
+
+
+def test_the_clt_keeps_most_of_what_its_layers_are_worth(models, tokens):
+    """The shipped transcoder in place of every MLP: what predictions lose, layer by layer and together."""
+    (losses,) = verdict_of(models[1:], load_dictionary(demo.CLT), tokens).losses
+    assert losses.clean is not None
+    assert losses.together is not None
+    assert [site.label for site in losses.sites] == [f"blocks.{layer}.hook_mlp_out" for layer in range(4)]
+    for site in losses.sites:
+        assert losses.clean < site.loss < losses.clean + 0.3
+        assert (site.recovered(losses.clean) or 0) > 0.8
+    assert max(site.loss for site in losses.sites) < losses.together.loss < losses.clean + 0.5
+    assert (losses.together.recovered(losses.clean) or 0) > 0.9

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from crossvis_tl.documents import Reading
     from crossvis_tl.fidelity import Fidelity
 
 out = Console(highlight=False, soft_wrap=True)
@@ -88,7 +88,8 @@ DictionaryPath = Annotated[
     str | None, typer.Option("--dictionary", help="Folder, weight file or id of the crosscoder or transcoder.")
 ]
 Tokens = Annotated[
-    Path | None, typer.Option("--tokens", help="Token ids (.npy, .npz, .safetensors, .pt) or a text file.")
+    str | None,
+    typer.Option("--tokens", help="Token ids, a text, JSON lines, Parquet, a folder of them, or a dataset's id."),
 ]
 InputScale = Annotated[str | None, typer.Option(help="Factor per source, if the files lack it: 0.28,0.24")]
 HookPoint = Annotated[str | None, typer.Option(help="TransformerLens hook(s), if the files lack them.")]
@@ -102,6 +103,17 @@ TrustPickle = Annotated[bool, typer.Option(help=TRUST_HELP)]
 Sequences = Annotated[int | None, typer.Option(help="Use only so many sequences.", min=1)]
 Batch = Annotated[int, typer.Option(help="Sequences per forward pass, at most.", min=1)]
 Context = Annotated[int, typer.Option(help="Tokens per sequence when a text is cut.", min=2)]
+Split = Annotated[str | None, typer.Option(help="Split of a dataset or folder; default train.")]
+Subset = Annotated[str | None, typer.Option(help="Subset (configuration) of a dataset that has several.")]
+Column = Annotated[str | None, typer.Option(help="Where the texts or ids are; default tokens, input_ids, text ...")]
+Packing = Annotated[
+    str | None, typer.Option(help='Texts "joined" (default), or the beginning of "each", short ones left out.')
+]
+Prefix = Annotated[str, typer.Option(help="A text that each sequence begins with, within its length.")]
+Suffix = Annotated[str, typer.Option(help="A text that each sequence ends with.")]
+MaskAffixes = Annotated[bool, typer.Option("--mask-affixes", help="The tokens of prefix and suffix do not count.")]
+Bos = Annotated[bool | None, typer.Option("--bos/--no-bos", help="BOS begins each sequence; default: of texts.")]
+Shuffle = Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Documents in an order drawn by --seed.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
 ReplaceToken = Annotated[
     list[str] | None, typer.Option(help="MODEL:ID=ID: that model reads the second id for the first; repeatable.")
@@ -113,7 +125,34 @@ MaskToken = Annotated[list[str] | None, typer.Option(help="A token, or its id, t
 MaskPosition = Annotated[
     list[int] | None, typer.Option(help="A position that does not count: 0 is the first, -1 the last; repeatable.")
 ]
+HighNorm = Annotated[
+    float | None, typer.Option(help="Tokens whose activation norm is over so many times the median do not count.")
+]
 LatentScaling = Annotated[bool, typer.Option(help="Also what beta and nu of two models need (arXiv 2504.02922).")]
+
+
+def reading(  # noqa: PLR0913 - each option is one of the user's
+    *,
+    split: str | None,
+    subset: str | None,
+    column: str | None,
+    packing: str | None,
+    prefix: str,
+    suffix: str,
+    mask_affixes: bool,
+    bos: bool | None,
+    shuffle: bool,
+    seed: int,
+) -> "Reading":
+    """How tokens are read. ValueError for what cannot be meant."""
+    from crossvis_tl.documents import Reading
+
+    if mask_affixes and not (prefix or suffix):
+        raise ValueError("--mask-affixes goes with --prefix or --suffix")
+    return Reading(
+        prefix=prefix, suffix=suffix, count_affixes=not mask_affixes, prepend_bos=bos,
+        packing=packing, shuffle=shuffle, seed=seed, column=column, split=split, subset=subset,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def token_names(texts: list[str] | None) -> list[int | str]:
@@ -126,7 +165,7 @@ def several(text: str | None) -> list[str] | str | None:
     return text.split(",") if text and "," in text else text
 
 
-def required(model: list[str] | None, dictionary: str | None, tokens: Path | None) -> tuple[list[str], str, Path]:
+def required(model: list[str] | None, dictionary: str | None, tokens: str | None) -> tuple[list[str], str, str]:
     """ValueError naming what was not given."""
     given = {"--model": model, "--dictionary": dictionary, "--tokens": tokens}
     missing = [name for name, value in given.items() if not value]

@@ -35,13 +35,23 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     sequences: common.Sequences = None,
     batch: common.Batch = 64,
     context: common.Context = 128,
+    split: common.Split = None,
+    subset: common.Subset = None,
+    column: common.Column = None,
+    packing: common.Packing = None,
+    prefix: common.Prefix = "",
+    suffix: common.Suffix = "",
+    mask_affixes: common.MaskAffixes = False,
+    bos: common.Bos = None,
+    shuffle: common.Shuffle = False,
     device: common.Device = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (default), bfloat16 or float16, for the models.")] = None,
-    seed: Annotated[int, typer.Option(help="For the random samples shown.")] = 0,
+    seed: Annotated[int, typer.Option(help="For the random samples shown, and --shuffle.")] = 0,
     replace_token: common.ReplaceToken = None,
     masking: common.MaskingOption = "special",
     mask_token: common.MaskToken = None,
     mask_position: common.MaskPosition = None,
+    high_norm: common.HighNorm = None,
     effect: Annotated[str, typer.Option(help="On logits: direct, full (slow) or none.")] = "direct",
     latent_scaling: common.LatentScaling = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="With --store: no effects on logits.")] = False,
@@ -74,7 +84,9 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             gathering = {
                 "--tokens": tokens, "--sequences": sequences, "--mask-token": mask_token,
                 "--replace-token": replace_token, "--mask-position": mask_position, "--latent-scaling": latent_scaling,
-                "--masking": None if masking == "special" else masking,
+                "--masking": None if masking == "special" else masking, "--high-norm": high_norm, "--split": split,
+                "--subset": subset, "--column": column, "--packing": packing, "--prefix": prefix, "--suffix": suffix,
+                "--mask-affixes": mask_affixes, "--bos": bos, "--no-bos": bos is False, "--shuffle": shuffle,
             }  # fmt: skip
             common.refuse_with_store(gathering)
             if no_model and model:
@@ -91,9 +103,15 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             described.check(path, facts)
             data = RenderJob(
                 models=models, dictionary=path, tokens=rows, features=features, device=device, dtype=dtype or "float32",
-                context=context, token_replacements=parse_replacements(replace_token or []), facts=facts,
+                context=context,
+                reading=common.reading(
+                    split=split, subset=subset, column=column, packing=packing, prefix=prefix, suffix=suffix,
+                    mask_affixes=mask_affixes, bos=bos, shuffle=shuffle, seed=seed,
+                ),
+                token_replacements=parse_replacements(replace_token or []), facts=facts,
                 cfg_fields={"batch_size": sequences, **cfg_fields}, masking=masking,  # type: ignore[arg-type]
                 masked_tokens=common.token_names(mask_token), masked_positions=mask_position or [],
+                high_norm_multiple=high_norm,
                 effect=effect, latent_scaling=latent_scaling,  # type: ignore[arg-type]
             ).run(verdict=show_fidelity)  # fmt: skip
         data = described.put_to(data)

@@ -28,12 +28,23 @@ def gather(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     sequences: common.Sequences = None,
     batch: common.Batch = 64,
     context: common.Context = 128,
+    split: common.Split = None,
+    subset: common.Subset = None,
+    column: common.Column = None,
+    packing: common.Packing = None,
+    prefix: common.Prefix = "",
+    suffix: common.Suffix = "",
+    mask_affixes: common.MaskAffixes = False,
+    bos: common.Bos = None,
+    shuffle: common.Shuffle = False,
+    seed: Annotated[int, typer.Option(help="For --shuffle.", min=0)] = 0,
     device: common.Device = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, for the models.")] = "float32",
     replace_token: common.ReplaceToken = None,
     masking: common.MaskingOption = "special",
     mask_token: common.MaskToken = None,
     mask_position: common.MaskPosition = None,
+    high_norm: common.HighNorm = None,
     latent_scaling: common.LatentScaling = False,
 ) -> None:
     """Run the model(s) over tokens once and keep what fires, for `crossvis render --store`."""
@@ -49,10 +60,14 @@ def gather(  # noqa: PLR0913, PLR0917 - each option is one of the user's
         )  # fmt: skip
         job = RenderJob(
             models=models, dictionary=path, tokens=rows, features=features, device=device, dtype=dtype, context=context,
+            reading=common.reading(
+                split=split, subset=subset, column=column, packing=packing, prefix=prefix, suffix=suffix,
+                mask_affixes=mask_affixes, bos=bos, shuffle=shuffle, seed=seed,
+            ),
             token_replacements=parse_replacements(replace_token or []), facts=facts,
             cfg_fields={"batch_size": sequences, "minibatch_size_tokens": batch, "verbose": True},
             masking=masking, masked_tokens=common.token_names(mask_token),  # type: ignore[arg-type]
-            masked_positions=mask_position or [], latent_scaling=latent_scaling,
+            masked_positions=mask_position or [], high_norm_multiple=high_norm, latent_scaling=latent_scaling,
         )  # fmt: skip
         _report(job.gather(store, verdict=show_fidelity), store)
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "assets"
 BASE, TUNED = ASSETS / "base", ASSETS / "tuned"
 CROSSCODER, CLT, TOKENS = ASSETS / "crosscoder", ASSETS / "clt", ASSETS / "tokens.npy"
-CLT_LAYER = 1
 SHOWN_FEATURES = 300
 # Small batches stay in a CPU's cache: a third faster than sae_vis' 64 rows on models of this size.
 CFG_FIELDS = {"verbose": True, "minibatch_size_tokens": 16}
@@ -36,14 +35,14 @@ def run_demo(folder: Path, say: Callable[[str], None], verdict: Callable[["Fidel
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pages = [folder / "crosscoder.html", folder / f"clt_layer_{CLT_LAYER}.html"]
+    pages = [folder / "crosscoder.html", folder / "clt.html"]
     for page in pages:
         check_output(page)
     named = highlights()
     say("two models, one crosscoder: what fine-tuning on code changed")
     _crosscoder(verdict).save_feature_centric_vis(pages[0], feature_idx=named[0]["feature"])
-    say(f"one model, one cross-layer transcoder: its layer {CLT_LAYER}")
-    _clt_layer(verdict).save_feature_centric_vis(pages[1])
+    say("one model, one cross-layer transcoder: all of its layers")
+    _clt(verdict).save_feature_centric_vis(pages[1])
     lines = [f"crosscoder feature {h['feature']} ({h['class']}): {h['meaning']}" for h in named[:3]]
     return DemoResult(pages, lines)
 
@@ -77,15 +76,18 @@ def _peculiar_first(dictionary: "Dictionary", acts: "FeatureActs") -> list[int]:
     return sorted(order, key=rank)[:SHOWN_FEATURES]
 
 
-def _clt_layer(verdict: Callable[["Fidelity"], None]) -> "SaeVisData":
-    from crossvis_tl.formats import load_dictionary
+def _clt(verdict: Callable[["Fidelity"], None]) -> "SaeVisData":
     from crossvis_tl.render import RenderJob
+
+    return RenderJob([str(TUNED)], CLT, TOKENS, "all", cfg_fields=CFG_FIELDS, choose=_strongest_by_layer).run(verdict)
+
+
+def _strongest_by_layer(dictionary: "Dictionary", acts: "FeatureActs") -> list[int]:
+    """As many of each layer: the strongest of all would be mostly the first layer's."""
     from crossvis_tl.selection import strongest
 
-    offsets = load_dictionary(CLT).offsets
-    layer = f"{offsets[CLT_LAYER]}-{offsets[CLT_LAYER + 1] - 1}"
-
-    def choose(_: "Dictionary", acts: "FeatureActs") -> list[int]:
-        return strongest(acts, SHOWN_FEATURES)
-
-    return RenderJob([str(TUNED)], CLT, TOKENS, layer, cfg_fields=CFG_FIELDS, choose=choose).run(verdict)
+    order, each = strongest(acts, len(acts.features)), SHOWN_FEATURES // len(dictionary.groups)
+    layers = [
+        [i for i in order if dictionary.locate(int(acts.features[i]))[0] == g] for g in range(len(dictionary.groups))
+    ]
+    return [i for layer in layers for i in layer[:each]]

@@ -16,24 +16,32 @@ nothing to show.
 
 import gzip
 import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
+
+from crossvis_tl.build import Showing
+from crossvis_tl.dashboards import Dashboards
 from crossvis_tl.dictionary import Dictionary
-from crossvis_tl.encoders import as_dictionary
+from crossvis_tl.export.batches import Made, Shown, Stored, opened, sources
 from crossvis_tl.export.folders import check_names, digest, open_folder
 from crossvis_tl.export.records import ABSENT, as_json, feature_record, packed, scanned
+from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.files import clear_errors, drafted, read_json, write_whole
 from crossvis_tl.fingerprints import dictionary_fingerprint
+from crossvis_tl.layouts import Column, LogitsTableConfig, SaeVisConfig, SaeVisLayoutConfig, default_layout
 
 if TYPE_CHECKING:
-    from crossvis_tl.dashboards import Dashboards
+    from transformer_lens import HookedTransformer
 
 INDEX, OURS, WHAT = "index.json.gz", "crossvis_export.json", "an export for circuit-tracer"
 FORMAT, VERSION = "crossvis_tl export for circuit-tracer", 1
+# Features of a store whose dashboards are in memory together.
+AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
@@ -49,26 +57,31 @@ class Layer:
         return f"layer_{self.number}.bin"
 
 
-def export_circuit_tracer(data: "Dashboards", folder: str | Path, *, dictionary: Any = None) -> Path:
+def export_circuit_tracer(
+    data: str | Path | FeatureActs | Dashboards,
+    folder: str | Path,
+    *,
+    dictionary: Any = None,
+    model: "HookedTransformer | Sequence[HookedTransformer] | None" = None,
+    features: Sequence[int] | None = None,
+    progress: bool = False,
+) -> Path:
     """Writes the feature files of a CLT, or of a set of transcoders; an export that was stopped goes on at its layer.
 
-    `data`: dashboards (`SaeVisData`), of all features or some; the others' nodes say that they were not exported.
-    `dictionary`: what they are of, for dashboards that were loaded from JSON without it.
+    `data`: dashboards (`SaeVisData`), or a store's folder or what `open_store` gave, of which dashboards are made a few
+    at a time and written at once. `features`: some of them, by number; the others' nodes say that they were not
+    exported. `dictionary`: what they are of, for a store, and for dashboards that were loaded from JSON without it.
+    `model`: for a store; it is not run, and without it there are no tokens raised and lowered.
 
     ValueError for a dictionary without layers, and dashboards of another; FileExistsError where `folder` holds
     something else or another export; OSError where it cannot be written.
     """
-    source = dictionary if dictionary is not None else data.encoder
-    if source is None:
-        raise ValueError("these dashboards were loaded without their dictionary; pass dictionary=")
-    source = source if isinstance(source, Dictionary) else as_dictionary(source, data.cfg.hook_point)
-    folder = Path(folder)
-    layers = _layers(source)
-    _check_fit(data, source, layers)
+    shown = opened(data, dictionary, model, _config(), Showing("none"), features)
+    folder, layers = Path(folder), _layers(shown.dictionary)
     files = [layer.file for layer in layers]
     names = [OURS, INDEX, *files]
     there = check_names(folder, names, WHAT)
-    about = {"format": FORMAT, "version": VERSION, "layers": files, "export": _identity(data, source, layers)}
+    about = {"format": FORMAT, "version": VERSION, "layers": files, "export": _identity_of(shown, layers)}
     if there and OURS not in there:
         raise FileExistsError(
             f"{folder} holds feature files that crossvis_tl did not write; give an empty or a new folder"
@@ -81,46 +94,61 @@ def export_circuit_tracer(data: "Dashboards", folder: str | Path, *, dictionary:
     open_folder(folder, names)
     if OURS not in there:
         write_whole(folder / OURS, [json.dumps(about, indent=1)])
-    for layer in layers:
-        if layer.number not in known:
-            known[layer.number] = _write_layer(folder / layer.file, data, layer)
+    missing = [layer for layer in layers if layer.number not in known]
+    with _told(folder, len(layers), known):
+        total = sum(len(_own(shown, layer)) for layer in missing)
+        with tqdm(total=total, desc="Exporting", unit="feature", disable=not progress) as bar:
+            for layer in missing:
+                known[layer.number] = _write_layer(folder / layer.file, shown, layer, bar)
     _write_index(folder / INDEX, layers, known)
     return folder
 
 
+@contextmanager
+def _told(folder: Path, n_layers: int, done: dict[int, list[int]]) -> Iterator[None]:
+    """An interrupt says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted: {folder} holds {len(done)} of {n_layers} layers; the same call or command goes on from there"
+        ) from None
+
+
+def _config() -> SaeVisConfig:
+    """The examples that pages show by default, and nothing that records do not hold."""
+    sequences = default_layout("clt", 1, 1, 1).seq_cfg
+    return SaeVisConfig(feature_centric_layout=SaeVisLayoutConfig([Column(LogitsTableConfig(), sequences)]))  # type: ignore[arg-type]
+
+
 def _layers(dictionary: Dictionary) -> list[Layer]:
     """ValueError where features have no layers of their own."""
-    numbers = [re.fullmatch(r"L(\d+)", group.name) for group in dictionary.groups]
+    found = sources(dictionary)
     kind = {"sae": "sparse autoencoder", "plt": "single transcoder"}.get(dictionary.kind, dictionary.kind)
-    if dictionary.kind not in ("clt", "plt") or not all(numbers):
+    if dictionary.kind not in ("clt", "plt") or any(source.layer is None for source in found):
         raise ValueError(
             f"{dictionary.name} is a {kind}, whose features are not numbered by layer; circuit-tracer's graphs "
             "have nodes for the features of a cross-layer transcoder or of a transcoder for each layer"
         )
-    return [
-        Layer(int(number[1]), first, group.n_features)
-        for number, first, group in zip(numbers, dictionary.offsets, dictionary.groups, strict=False)
-        if number
-    ]
+    return [Layer(source.layer, source.first, source.width) for source in found if source.layer is not None]
 
 
-def _check_fit(data: "Dashboards", dictionary: Dictionary, layers: list[Layer]) -> None:
-    """ValueError where dashboards are of another dictionary, or there are none."""
-    if not data.feature_data_dict:
-        raise ValueError("there are no dashboards to export")
-    n = sum(layer.width for layer in layers)
-    for feature in data.feature_data_dict:
-        label = data.panels[feature].label
-        if not 0 <= feature < n or dictionary.label(feature) != label:
-            raise ValueError(
-                f"these dashboards are of another dictionary: feature {feature} is {label} there, and "
-                f"{dictionary.name} {'has no such feature' if not 0 <= feature < n else 'calls it otherwise'}"
-            )
+def _own(shown: Shown, layer: Layer) -> list[int]:
+    return [feature for feature in shown.features if layer.first <= feature < layer.first + layer.width]
 
 
-def _identity(data: "Dashboards", dictionary: Dictionary, layers: list[Layer]) -> str:
-    """Of all that is written, and of the dictionary."""
+def _identity_of(shown: Shown, layers: list[Layer]) -> str:
+    """Of all that is written, and of the dictionary: known for a store without making a dashboard."""
+    if isinstance(shown, Stored):
+        return shown.identity(shown.features, lambda *_: b"")
+    data = shown.data
+    if len(shown.features) < len(data.feature_data_dict):
+        kept = {feature: data.feature_data_dict[feature] for feature in shown.features}
+        data = replace(data, feature_data_dict=kept)
+    return _identity(data, shown.dictionary, layers)
 
+
+def _identity(data: Dashboards, dictionary: Dictionary, layers: list[Layer]) -> str:
     def pieces() -> Iterator[bytes]:
         yield dictionary_fingerprint(dictionary).encode()
         for layer in layers:
@@ -142,23 +170,42 @@ def _offsets(folder: Path, layer: Layer) -> list[int]:
     return offsets
 
 
-def _write_layer(path: Path, data: "Dashboards", layer: Layer) -> list[int]:
+def _write_layer(path: Path, shown: Shown, layer: Layer, bar: "tqdm[Any]") -> list[int]:
     """Record by record; the file appears whole or not at all. -> offsets"""
     offsets, absent = [0], packed(as_json(ABSENT))
+    made = _records(shown, layer)
+    following = next(made, None)
     with drafted(path) as draft:
         with clear_errors(path):
             file = draft.open("xb")
         with file:
             for index in range(layer.width):
-                feature = layer.first + index
-                shown = feature in data.feature_data_dict
-                record = packed(as_json(feature_record(data, feature, layer.number, index))) if shown else absent
+                record = absent
+                if following is not None and following[0] == index:
+                    record = packed(following[1])
+                    bar.update()
+                    following = next(made, None)
                 with clear_errors(path):
                     file.write(record)
                 offsets.append(offsets[-1] + len(record))
             with clear_errors(path):
                 file.flush()
     return offsets
+
+
+def _records(shown: Shown, layer: Layer) -> Iterator[tuple[int, bytes]]:
+    """-> index in the layer and record, ascending; dashboards of a store are made, and gone, some at a time."""
+    own = _own(shown, layer)
+    size = len(own) if isinstance(shown, Made) else AT_A_TIME
+    for begin in range(0, len(own), max(size, 1)):
+        yield from _some_records(shown, own[begin : begin + size], layer)
+
+
+def _some_records(shown: Shown, features: list[int], layer: Layer) -> Iterator[tuple[int, bytes]]:
+    data = shown.batch(features)
+    for feature in features:
+        index = feature - layer.first
+        yield index, as_json(feature_record(data, feature, layer.number, index))
 
 
 def _write_index(path: Path, layers: list[Layer], offsets: dict[int, list[int]]) -> None:

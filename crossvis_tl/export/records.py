@@ -40,7 +40,7 @@ def feature_record(data: "Dashboards", feature: int, layer: int, index: int) -> 
             "quantile_name": _title(group.title),
             "examples": [
                 {
-                    "tokens": [_escaped(words[i]) for i in sequence.token_ids],
+                    "tokens": [escaped(words[i]) for i in sequence.token_ids],
                     "tokens_acts_list": [float(act) for act in sequence.feat_acts],
                     "train_token_ind": shown.bold,
                     "is_repeated_datapoint": False,
@@ -58,8 +58,8 @@ def feature_record(data: "Dashboards", feature: int, layer: int, index: int) -> 
         "layer": layer,
         "feature": index,
         "examples_quantiles": quantiles,
-        "top_logits": [_escaped(words[i]) for i in table.top_token_ids] if table else NO_TOKENS,
-        "bottom_logits": [_escaped(words[i]) for i in table.bottom_token_ids] if table else NO_TOKENS,
+        "top_logits": [escaped(words[i]) for i in table.top_token_ids] if table else NO_TOKENS,
+        "bottom_logits": [escaped(words[i]) for i in table.bottom_token_ids] if table else NO_TOKENS,
         "act_min": min(0.0, lowest),
         "act_max": float(panel.maximum),
         "activation_frequency": float(panel.density),
@@ -71,7 +71,7 @@ def _title(title: str) -> str:
     return re.sub(r"<br\s*/?>", ", ", title).capitalize()
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     r"""A token's loose bytes (`vocabulary`) as \xe2, which the front-end puts together with its neighbours'."""
     return re.sub(r"[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text)
 
