@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from crossvis_tl.export.delphi import export_delphi
     from crossvis_tl.export.neuronpedia import export_neuronpedia
     from crossvis_tl.export.neuronpedia_rows import NeuronpediaRelease
+    from crossvis_tl.export.runner import NeuronpediaRunner
+    from crossvis_tl.export.runner_config import NeuronpediaRunnerConfig
     from crossvis_tl.feature_acts import FeatureActs
     from crossvis_tl.feature_store import gather, merge
     from crossvis_tl.formats import load_dictionary
@@ -49,6 +51,8 @@ __all__ = [
     "Hook",
     "ModelMismatchError",
     "NeuronpediaRelease",
+    "NeuronpediaRunner",
+    "NeuronpediaRunnerConfig",
     "SaeVisConfig",
     "SaeVisData",
     "SaeVisLayoutConfig",
@@ -87,6 +91,8 @@ _HOMES = {
     "Hook": "hooks",
     "ModelMismatchError": "errors",
     "NeuronpediaRelease": "export.neuronpedia_rows",
+    "NeuronpediaRunner": "export.runner",
+    "NeuronpediaRunnerConfig": "export.runner_config",
     "SaeVisConfig": "layouts",
     "SaeVisData": "vis_data",
     "SaeVisLayoutConfig": "layouts",

@@ -49,7 +49,7 @@ def site_lenses(
             whole = direct[site.model][some] if summed(capture, site.model, direct) else None
             shares = len(some) * [None] if whole is None else _shares(logits, whole)
             for i, share, *lens in zip(some.tolist(), shares, *columns, strict=True):
-                found[i][t] = SiteLens(*lens, share if len(written[i]) > 1 else None)
+                found[i][t] = SiteLens(*lens, share=share if len(written[i]) > 1 else None)
     return [[own.get(t) for t in targets] for own, targets in zip(found, written, strict=True)]
 
 

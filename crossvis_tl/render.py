@@ -59,13 +59,15 @@ class RenderJob:
     """`models`, `dictionary`, `tokens`: as `load_model`, `load_dictionary` and `load_token_set` take them; `reading`:
     how tokens are read, of which no more are than `cfg_fields["batch_size"]` sequences. `features`: as in `selection`.
     `facts`: for `load_dictionary`. `cfg_fields`: for `SaeVisConfig`. `choose`: picks, by index, among the features
-    gathered; default all of them, or for "top:N" the strongest. `masking` ..., `effect`, `latent_scaling`: as
-    `SaeVisData.create`."""
+    gathered; default all of them, or for "top:N" the strongest. `layer`: only features that read it. `masking` ...,
+    `effect`, `latent_scaling`: as `SaeVisData.create`. Models and dictionary may also be in hand; `origin` then says
+    where they are from, for those who open the store."""
 
-    models: Sequence[str]
-    dictionary: str | Path
+    models: Sequence[Any]
+    dictionary: str | Path | Dictionary
     tokens: str | Path
     features: str = "top:50"
+    layer: int | None = None
     device: str | None = None
     dtype: str = "float32"
     context: int = 128
@@ -80,13 +82,14 @@ class RenderJob:
     high_norm_multiple: float | None = None
     effect: Effect = "direct"
     latent_scaling: bool = False
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def run(self, verdict: Verdict) -> SaeVisData:
         """-> dashboards; `verdict` hears how well the dictionary fits before they are built."""
         check_effect(self.effect)
         made = self._prepared()
         dictionary, top = made.capture.dictionary, top_count(self.features)
-        n_features = len(made.chosen) if made.chosen is not None else top or dictionary.n_features
+        n_features = top or (dictionary.n_features if made.chosen is None else len(made.chosen))
         keep_final = self.effect == "direct" and worth_keeping(made.capture, made.cfg, len(made.tokens), n_features)
         acts = self._gathered(made, keep_final=keep_final)
         verdict(acts.fidelity)
@@ -98,21 +101,28 @@ class RenderJob:
 
     def gather(self, out: Path, verdict: Verdict) -> FeatureActs:
         """-> what was gathered into the folder `out`. ValueError for "top:N", which only what is gathered can tell."""
+        return self.gathered(out, verdict)[0]
+
+    def gathered(self, out: Path, verdict: Verdict) -> tuple[FeatureActs, Capture]:
+        """As `gather`, with the dictionary on its models."""
         if top_count(self.features) is not None:
             raise ValueError(
                 f'--features {self.features!r}: the strongest are known afterwards; gather "all" or numbers'
             )
         check_folder(out)
-        acts = self._gathered(self._prepared(out), out=out)
+        made = self._prepared(out)
+        acts = self._gathered(made, out=out)
         verdict(acts.fidelity)
-        return acts
+        return acts, made.capture
 
     def _prepared(self, out: Path | None = None) -> _Prepared:
         dtype = parse_dtype(self.dtype)
         check_masking(self.masking)
         check_multiple(self.high_norm_multiple)
-        dictionary = load_dictionary(self.dictionary, **self.facts)
-        chosen = parse_features(self.features, dictionary)
+        dictionary = self.dictionary
+        if not isinstance(dictionary, Dictionary):
+            dictionary = load_dictionary(dictionary, **self.facts)
+        chosen = parse_features(self.features, dictionary, self.layer)
         reading = replace(self.reading, n_sequences=self.cfg_fields.get("batch_size") or self.reading.n_sequences)
         opened = open_tokens(self.tokens, reading)
         models = load_models(list(self.models), self.device, dtype)
@@ -130,15 +140,15 @@ class RenderJob:
         return _Prepared(capture, given.tokens, mask, chosen, cfg)
 
     def _gathered(self, made: _Prepared, *, keep_final: bool = False, out: Path | None = None) -> FeatureActs:
-        facts = plain_facts(self.facts)
-        origin = {
-            "dictionary": _absolute(str(self.dictionary)), "facts": facts, "dtype": self.dtype,
-            "models": [_absolute(model) for model in self.models],
-        }  # fmt: skip
+        origin: dict[str, Any] = {"facts": plain_facts(self.facts), "dtype": self.dtype}
+        if not isinstance(self.dictionary, Dictionary):
+            origin["dictionary"] = _absolute(str(self.dictionary))
+        if all(isinstance(model, str | Path) for model in self.models):
+            origin["models"] = [_absolute(str(model)) for model in self.models]
         return gather(
             made.capture, made.tokens, made.mask, made.chosen, rows_per_batch=made.cfg.minibatch_size_tokens,
             progress=made.cfg.verbose, keep_final=keep_final, latent_scaling=self.latent_scaling, out=out,
-            origin=origin,
+            origin=origin | self.origin,
         )  # fmt: skip
 
 
@@ -149,6 +159,7 @@ class StoredJob:
 
     store: Path
     features: str = "top:50"
+    layer: int | None = None
     dictionary: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     models: Sequence[str] = ()
@@ -171,8 +182,10 @@ class StoredJob:
             models = [self._here(name, "--model (or --no-model)") for name in origin.get("models") or [None]]
         facts = {**({} if self.dictionary else plain_facts(origin.get("facts", {}))), **self.facts}
         dictionary = load_dictionary(where, **facts)
-        chosen, top = parse_features(self.features, dictionary), top_count(self.features)
-        chosen = _strongest(acts, top, str(self.store)).features.tolist() if top is not None else chosen
+        chosen, top = parse_features(self.features, dictionary, self.layer), top_count(self.features)
+        if top is not None:
+            found = acts if chosen is None else acts.select_features(chosen)
+            chosen = _strongest(found, top, str(self.store)).features.tolist()
         if chosen is not None:
             acts.select_features(chosen)  # those that were not gathered are named before the models are loaded
         dtype = parse_dtype(self.dtype or origin.get("dtype", "float32"))

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from crossvis_tl.cli.common import FACT_HELP, TRUST_HELP, out, quiet_libraries, show_fidelity, user_errors
 from crossvis_tl.cli.exporting import export
+from crossvis_tl.cli.neuronpedia import neuronpedia
 from crossvis_tl.cli.rendering import page, render
 from crossvis_tl.cli.storing import gather, merge
 
@@ -105,6 +106,7 @@ def hooks(
 app.command()(render)
 app.command()(page)
 app.add_typer(export, name="export")
+app.command()(neuronpedia)
 app.command()(gather)
 app.command()(merge)
 

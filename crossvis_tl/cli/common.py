@@ -100,6 +100,9 @@ Facts = Annotated[list[str] | None, typer.Option(help=FACT_HELP)]
 Subfolder = Annotated[str | None, typer.Option(help="Folder inside the dictionary's repository.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the dictionary's id.")]
 TrustPickle = Annotated[bool, typer.Option(help=TRUST_HELP)]
+Layer = Annotated[
+    int | None, typer.Option(help="Only features that read this layer; numbers in --features are then within it.")
+]
 Sequences = Annotated[int | None, typer.Option(help="Use only so many sequences.", min=1)]
 Batch = Annotated[int, typer.Option(help="Sequences per forward pass, at most.", min=1)]
 Context = Annotated[int, typer.Option(help="Tokens per sequence when a text is cut.", min=2)]

@@ -166,7 +166,7 @@ def _given(
             raise ValueError("--data needs --dictionary, which says how many features each layer has")
         return saved(data, dictionary, facts, features)
     assert store is not None  # noqa: S101 - said above
-    return StreamedJob(store, features, dictionary, facts, model or (), no_model, device).opened(show_fidelity)
+    return StreamedJob(store, features, None, dictionary, facts, model or (), no_model, device).opened(show_fidelity)
 
 
 def _report(folder: Path, pattern: str) -> None:

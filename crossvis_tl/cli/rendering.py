@@ -21,7 +21,8 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     dictionary: common.DictionaryPath = None,
     tokens: common.Tokens = None,
     store: Annotated[Path | None, typer.Option(help="What `crossvis gather` made, in place of --tokens.")] = None,
-    features: Annotated[str, typer.Option(help='"0,5,10-20", "L3F7", "all" or "top:50" (by maximum).')] = "top:50",
+    features: Annotated[str, typer.Option(help='"0,5,10-20", "L3F7", "L3", "all", "top:50" (strongest).')] = "top:50",
+    layer: common.Layer = None,
     page: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("features.html"),
     input_scale: common.InputScale = None,
     hook_point: common.HookPoint = None,
@@ -93,7 +94,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
                 raise ValueError("--no-model and --model contradict each other; give one of them")
             described.check(dictionary, facts)
             data = StoredJob(
-                store, features, dictionary, facts, model or (), no_model, device, dtype,
+                store, features, layer, dictionary, facts, model or (), no_model, device, dtype,
                 effect, cfg_fields,  # type: ignore[arg-type]
             ).run(verdict=show_fidelity)  # fmt: skip
         else:
@@ -102,8 +103,8 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
                 raise ValueError("--no-model goes with --store: without one the model must be run")
             described.check(path, facts)
             data = RenderJob(
-                models=models, dictionary=path, tokens=rows, features=features, device=device, dtype=dtype or "float32",
-                context=context,
+                models=models, dictionary=path, tokens=rows, features=features, layer=layer, device=device,
+                dtype=dtype or "float32", context=context,
                 reading=common.reading(
                     split=split, subset=subset, column=column, packing=packing, prefix=prefix, suffix=suffix,
                     mask_affixes=mask_affixes, bos=bos, shuffle=shuffle, seed=seed,

@@ -15,7 +15,8 @@ def gather(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     model: common.Models = None,
     dictionary: common.DictionaryPath = None,
     tokens: common.Tokens = None,
-    features: Annotated[str, typer.Option(help='"all", or those to keep: "0,5,10-20", "L3F7".')] = "all",
+    features: Annotated[str, typer.Option(help='"all", or those to keep: "0,5,10-20", "L3F7", "L3".')] = "all",
+    layer: common.Layer = None,
     input_scale: common.InputScale = None,
     hook_point: common.HookPoint = None,
     feature_input_hook: common.InputHook = None,
@@ -59,7 +60,8 @@ def gather(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             feature_output_hook=feature_output_hook, processing=processing,
         )  # fmt: skip
         job = RenderJob(
-            models=models, dictionary=path, tokens=rows, features=features, device=device, dtype=dtype, context=context,
+            models=models, dictionary=path, tokens=rows, features=features, layer=layer, device=device, dtype=dtype,
+            context=context,
             reading=common.reading(
                 split=split, subset=subset, column=column, packing=packing, prefix=prefix, suffix=suffix,
                 mask_affixes=mask_affixes, bos=bos, shuffle=shuffle, seed=seed,

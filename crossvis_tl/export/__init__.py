@@ -5,5 +5,14 @@ from crossvis_tl.export.circuit_tracer import export_circuit_tracer
 from crossvis_tl.export.delphi import export_delphi
 from crossvis_tl.export.neuronpedia import export_neuronpedia
 from crossvis_tl.export.neuronpedia_rows import NeuronpediaRelease
+from crossvis_tl.export.runner import NeuronpediaRunner
+from crossvis_tl.export.runner_config import NeuronpediaRunnerConfig
 
-__all__ = ["NeuronpediaRelease", "export_circuit_tracer", "export_delphi", "export_neuronpedia"]
+__all__ = [
+    "NeuronpediaRelease",
+    "NeuronpediaRunner",
+    "NeuronpediaRunnerConfig",
+    "export_circuit_tracer",
+    "export_delphi",
+    "export_neuronpedia",
+]

@@ -15,7 +15,7 @@ features. A file appears whole or not at all; an export that was stopped goes on
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,7 @@ def export_neuronpedia(  # noqa: PLR0913 - the user's own call, with SAEDashboar
     of_model: int = 0,
     unit_decoders: bool = False,
     seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Path:
     """Writes what Neuronpedia imports, a folder for each source (the module says which); -> `folder`.
@@ -99,7 +100,8 @@ def export_neuronpedia(  # noqa: PLR0913 - the user's own call, with SAEDashboar
     and False). `correlated`: neighbours among the "source" or the "batch" (as SAEDashboard), default the source if its
     activations fit in memory. `of_model`: whose logits and neurons, of several models. `unit_decoders`: of features
     with one decoder row each, activations are multiplied by its length and logits divided by it, as SAEDashboard does
-    for SAEs and transcoders. `seed`: of samples. `progress`: shown.
+    for SAEs and transcoders. `seed`: of samples. `settings`: of run_settings.json, in
+    place of what is known. `progress`: shown.
 
     ValueError for what cannot be, before anything is written; FileExistsError where a source's folder holds something
     else or another export; OSError where it cannot be written.
@@ -110,7 +112,7 @@ def export_neuronpedia(  # noqa: PLR0913 - the user's own call, with SAEDashboar
     asked = Asked(
         model_id, source_set, sae_id_suffix, release, dataset, features_per_batch, start_batch, end_batch, n_quantiles,
         top_acts_group_size, quantile_group_size, correlated, of_model, skip_dead,
-        unit_decoders, DIGITS[layout],
+        unit_decoders, DIGITS[layout], settings or {},
     )  # fmt: skip
     if isinstance(store, str | Path):
         store = open_store(store)

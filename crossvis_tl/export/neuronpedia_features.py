@@ -65,11 +65,11 @@ class Beside:
         return np.round(values, self.digits).tolist() if len(values) else []
 
 
-def feature_entry(data: "Dashboards", feature: int, beside: Beside) -> dict[str, Any]:
+def feature_entry(data: "Dashboards", feature: int, words: "Words", beside: Beside) -> dict[str, Any]:
     """One of `features` in a batch file, whose keys stand in SAEDashboard's order."""
     panel, stock = data.panels[feature], data.feature_data_dict[feature]
     tables, acts_hist = stock.feature_tables_data, stock.acts_histogram_data
-    words, numbers = Words(data.page.vocabulary), beside.numbers
+    numbers = beside.numbers
     logits = panel.logits.get(beside.model)
     table, logits_hist = (logits.table, logits.histogram) if logits else (None, None)
     neurons = [index - beside.neuron_shift for index in tables.correlated_neurons_indices]
@@ -120,15 +120,14 @@ class Words:
     there is no tokenizer. NUL is written out, which Neuronpedia's database takes in no text."""
 
     def __init__(self, vocabulary: Mapping[int, str]):
-        self.vocabulary = vocabulary
-        self.known = any(text != f"#{i}" for i, text in vocabulary.items())
+        known = any(text != f"#{i}" for i, text in vocabulary.items())
+        self.texts = {
+            i: OUT_OF_RANGE if known and text == f"#{i}" else escaped(text).replace("\0", "\\x00")
+            for i, text in vocabulary.items()
+        }
 
     def of(self, ids: Sequence[int]) -> list[str]:
-        return [self.one(i) for i in ids]
-
-    def one(self, i: int) -> str:
-        text = self.vocabulary[i]
-        return OUT_OF_RANGE if self.known and text == f"#{i}" else escaped(text).replace("\0", "\\x00")
+        return [*map(self.texts.__getitem__, ids)]
 
 
 def _activations(panel: FeaturePanels, groups: Sequence[Any], words: Words, beside: Beside) -> list[dict[str, Any]]:

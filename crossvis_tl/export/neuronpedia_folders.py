@@ -155,7 +155,7 @@ class BatchFolder(_Folder):
             "ignore_high_activation_norm_multiple": None, "hf_model_path": None, "use_transcoder": kind == "plt",
             "use_skip_transcoder": False, "use_clt": kind == "clt",
             "clt_layer_idx": part.layer if kind == "clt" else None, "clt_dtype": "", "clt_weights_filename": "",
-            "sae_converter_name": None,
+            "sae_converter_name": None, **asked.settings,
         }  # fmt: skip
 
 

@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from crossvis_tl.dashboards import Dashboards
 from crossvis_tl.errors import check_word
 from crossvis_tl.export.batches import Made, Shown, Source, Stored, split
 from crossvis_tl.export.folders import digest_of
-from crossvis_tl.export.neuronpedia_features import Beside, feature_entry
+from crossvis_tl.export.neuronpedia_features import Beside, Words, feature_entry
 from crossvis_tl.export.neuronpedia_rows import NeuronpediaRelease
 from crossvis_tl.export.neuronpedia_tables import (
     Correlated,
@@ -27,7 +27,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Asked:
-    """As `export_neuronpedia`. `digits`: after the point. ValueError for what cannot be meant."""
+    """As `export_neuronpedia`. `digits`: after the point. `settings`: said in the run's settings.
+    ValueError for what cannot be meant."""
 
     model_id: str
     source_set: str
@@ -45,6 +46,7 @@ class Asked:
     skip_dead: bool
     unit_decoders: bool
     digits: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in {
@@ -100,8 +102,9 @@ class Part:
         batch, partners = self.batches[number], self.partners.of(number)
         about = besides(self.shown, self.source, self.asked, batch, partners)
         data = self.shown.batch(batch)
+        words = Words(data.page.vocabulary)
         for feature, beside in zip(batch, about, strict=True):
-            yield feature_entry(data, feature, beside)
+            yield feature_entry(data, feature, words, beside)
 
 
 def besides(
@@ -136,9 +139,12 @@ def part_of(shown: Shown, source: Source, layer: int, asked: Asked) -> Part | No
     partners = Partners(shown, source, batches, among)
     place = {feature: number for number, batch in enumerate(batches) for feature in batch}
 
+    texts: dict[int, Words] = {}  # of dashboards that were made, all at once
+
     def record(data: Dashboards, feature: int) -> bytes:
-        partners_of = partners.of(place[feature])
-        return json.dumps(feature_entry(data, feature, *besides(shown, source, asked, [feature], partners_of))).encode()
+        words = texts[id(data)] if id(data) in texts else texts.setdefault(id(data), Words(data.page.vocabulary))
+        (beside,) = besides(shown, source, asked, [feature], partners.of(place[feature]))
+        return json.dumps(feature_entry(data, feature, words, beside)).encode()
 
     identity = digest_of({
         "of": shown.identity(features, record), "set": [asked.model_id, asked.source_set, asked.suffix, layer],

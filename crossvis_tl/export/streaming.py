@@ -44,9 +44,10 @@ class StreamedJob(StoredJob):
             names = [self._here(name, "--model (or --no-model)") for name in origin.get("models") or [None]]
         facts = {**({} if self.dictionary else plain_facts(origin.get("facts", {}))), **self.facts}
         dictionary = load_dictionary(where, **facts)
-        chosen, top = parse_features(self.features, dictionary), top_count(self.features)
+        chosen, top = parse_features(self.features, dictionary, self.layer), top_count(self.features)
         if top is not None:
-            chosen = acts.features[strongest(acts, top)].tolist()
+            found = acts if chosen is None else acts.select_features(chosen)
+            chosen = found.features[strongest(found, top)].tolist()
             if not chosen:
                 raise ValueError(f"no feature fires in {self.store}; there is nothing to rank by maximum activation")
         if chosen is not None:

@@ -19,12 +19,14 @@ It needs nothing of this package, and no network: model, SAE and tokenizer are m
 | plain/ | on tokens without any special one |
 | scaled/ | of sae_scaled, on the same tokens |
 | bos/ | on rows that begin with BOS, which SAEDashboard masks in some places and not in others |
+| runner_defaults.json | fields of `NeuronpediaRunnerConfig` and their defaults, null where there is none |
 | versions.json | what wrote all this |
 """
 
 import json
 import shutil
 import sys
+from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -137,6 +139,8 @@ def main() -> None:
     model.tokenizer.backend_tokenizer.save(str(OUT / "tokenizer.json"), pretty=False)
     for name in ("plain", "scaled", "bos"):
         run(OUT / name, rows(name == "bos"), model, tiny_sae(scaled=name == "scaled"))
+    defaults = {f.name: None if f.default is MISSING else f.default for f in fields(NeuronpediaRunnerConfig)}
+    (OUT / "runner_defaults.json").write_text(json.dumps(defaults, indent=1))
     names = ("sae-dashboard", "sae-lens", "transformer-lens", "torch", "numpy")
     (OUT / "versions.json").write_text(json.dumps({name: version(name) for name in names}, indent=1))
 

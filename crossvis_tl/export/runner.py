@@ -1,0 +1,165 @@
+"""A run of SAEDashboard's for Neuronpedia, from its own settings: gathered once, written a batch at a time."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crossvis_tl.dictionary import Dictionary
+from crossvis_tl.documents import Reading
+from crossvis_tl.encoders import SaeLensDictionary, from_sae_lens
+from crossvis_tl.errors import near_misses
+from crossvis_tl.export.neuronpedia import export_neuronpedia
+from crossvis_tl.export.runner_config import NeuronpediaRunnerConfig
+from crossvis_tl.fidelity import Fidelity
+from crossvis_tl.formats import load_dictionary
+from crossvis_tl.models import load_model, name_of
+from crossvis_tl.render import RenderJob, parse_dtype
+from crossvis_tl.token_files import TOKEN_SUFFIXES
+
+log = logging.getLogger(__name__)
+# What sae_lens' records of how a model was loaded say of its weights (HookedTransformer.from_pretrained).
+PROCESSED_BY = ("fold_ln", "center_writing_weights", "fold_value_biases")
+
+
+class NeuronpediaRunner:
+    """As SAEDashboard's: `NeuronpediaRunner(cfg).run()`. A run that was stopped goes on where it was when it is made
+    again."""
+
+    def __init__(self, cfg: NeuronpediaRunnerConfig):
+        """ValueError for settings that cannot be."""
+        cfg.check()
+        self.cfg = cfg
+        for text in cfg.without_effect():
+            log.warning("%s", text)
+
+    def run(self, verdict: Callable[[Fidelity], None] | None = None, *, progress: bool = True) -> Path:
+        """-> `outputs_dir`, with a folder for each layer. `verdict` hears how well the dictionary fits. Errors as
+        `load_dictionary`, `load_model`, `load_token_set` and `export_neuronpedia`."""
+        cfg = self.cfg
+        dictionary = self._dictionary()
+        model = self._model(dictionary)
+        job = RenderJob(
+            models=[model], dictionary=dictionary, tokens=cfg.huggingface_dataset_path, features="all",
+            layer=cfg.clt_layer_idx, device=cfg.model_device or cfg.sae_device, dtype=cfg.model_dtype or "float32",
+            context=cfg.n_tokens_in_prompt, reading=self._reading(), facts=self._facts(),
+            masked_positions=list(cfg.ignore_positions or ()), origin=self._origin(),
+            high_norm_multiple=cfg.ignore_high_activation_norm_multiple,
+            cfg_fields={
+                "batch_size": cfg.n_prompts_total, "minibatch_size_tokens": cfg.n_prompts_in_forward_pass,
+                "verbose": progress,
+            },
+        )  # fmt: skip
+        store = Path(cfg.store or Path(cfg.outputs_dir) / "gathered")
+        store.parent.mkdir(parents=True, exist_ok=True)
+        acts, capture = job.gathered(store, verdict or (lambda _: None))
+        return export_neuronpedia(
+            acts, cfg.outputs_dir, dictionary=dictionary, model=capture.models,
+            model_id=cfg.model_id or _last_name(model), source_set=cfg.np_set_name or cfg.sae_set,
+            layer=cfg.clt_layer_idx if cfg.clt_layer_idx is not None else cfg.layer,
+            sae_id_suffix=cfg.np_sae_id_suffix, layout=cfg.layout, release=cfg.release,
+            dataset=cfg.huggingface_dataset_path, skip_dead=cfg.skip_dead,
+            features_per_batch=cfg.n_features_at_a_time, start_batch=cfg.start_batch, end_batch=cfg.end_batch,
+            n_quantiles=cfg.n_quantiles, top_acts_group_size=cfg.top_acts_group_size,
+            quantile_group_size=cfg.quantile_group_size, unit_decoders=dictionary.kind == "sae", progress=progress,
+            settings=self._settings(),
+        )  # fmt: skip
+
+    def _origin(self) -> dict[str, Any]:
+        path = Path(self.cfg.sae_path)
+        return {"dictionary": str(path.resolve())} if path.exists() else {}
+
+    def _reading(self) -> Reading:
+        """Prompts as SAEDashboard makes them: one of each text. An array of ids is taken as it is."""
+        cfg, path = self.cfg, Path(self.cfg.huggingface_dataset_path)
+        is_array = path.suffix in TOKEN_SUFFIXES and path.is_file()
+        return Reading(
+            n_sequences=cfg.n_prompts_total, prefix=cfg.prefix_str or "", suffix=cfg.suffix_str or "",
+            prepend_bos=cfg.prepend_bos, packing=None if is_array else "each", shuffle=cfg.shuffle_tokens,
+        )  # fmt: skip
+
+    def _facts(self) -> dict[str, Any]:
+        facts = dict(self.cfg.facts)
+        if self.cfg.clt_weights_filename:
+            facts["weights_filename"] = self.cfg.clt_weights_filename
+        if self.cfg.processing is not None:
+            facts["processing"] = self.cfg.processing
+        return facts
+
+    def _dictionary(self) -> Dictionary:
+        cfg = self.cfg
+        local = cfg.from_local_sae or Path(cfg.sae_path).exists()
+        dictionary = load_dictionary(cfg.sae_path, **self._facts()) if local else self._of_release()
+        self._check_kind(dictionary)
+        if isinstance(dictionary, SaeLensDictionary) and self.cfg.processing is None:
+            dictionary = _processed(dictionary, _trained_on(dictionary))
+        dtype = cfg.clt_dtype or cfg.sae_dtype
+        return dictionary if dtype in ("", "float32") else dictionary.computing_in(parse_dtype(dtype))
+
+    def _of_release(self) -> Dictionary:
+        """By sae_lens' own registry."""
+        from sae_lens import SAE
+
+        found: Any = {}
+        if self.cfg.sae_converter_name:
+            found["converter"] = _converter(self.cfg.sae_converter_name)
+        sae = SAE.from_pretrained(release=self.cfg.sae_set, sae_id=self.cfg.sae_path, device="cpu", **found)
+        dictionary = from_sae_lens(sae[0] if isinstance(sae, tuple) else sae)
+        model = getattr(dictionary._own().cfg.metadata, "model_name", None)
+        dictionary = replace(dictionary, model_names=(model,))
+        return dictionary if self.cfg.processing is None else _processed(dictionary, self.cfg.processing)
+
+    def _check_kind(self, dictionary: Dictionary) -> None:
+        wanted = {"use_transcoder": "plt", "use_skip_transcoder": "plt", "use_clt": "clt"}
+        transcodes = dictionary.sources != dictionary.targets
+        for name, kind in wanted.items():
+            if not getattr(self.cfg, name):
+                continue
+            fits = dictionary.kind == kind or (kind == "plt" and dictionary.kind == "sae" and transcodes)
+            if not fits:
+                raise ValueError(f"{name}=True, but {self.cfg.sae_path} holds a {dictionary.kind}; leave it out")
+
+    def _model(self, dictionary: Dictionary) -> Any:
+        cfg = self.cfg
+        model = cfg.model or cfg.hf_model_path or next((name for name in dictionary.model_names if name), cfg.model_id)
+        if model is None:
+            raise ValueError(f"the files of {cfg.sae_path} do not name the model; give model= (or hf_model_path=)")
+        return model
+
+    def _settings(self) -> Mapping[str, Any]:
+        """What the run was asked for, for run_settings.json."""
+        names = NeuronpediaRunnerConfig.__dataclass_fields__
+        ours = ("model", "processing", "facts", "layout", "release", "store", "skip_dead")
+        return {name: getattr(self.cfg, name) for name in names if name not in ours}
+
+
+def _processed(dictionary: Dictionary, processing: str) -> Dictionary:
+    sources = tuple(replace(site, processing=processing) for site in dictionary.sources)  # type: ignore[arg-type]
+    targets = tuple(replace(site, processing=processing) for site in dictionary.targets)  # type: ignore[arg-type]
+    same = dictionary.sources == dictionary.targets  # an SAE writes where it reads
+    return replace(dictionary, sources=sources, targets=sources if same else targets)
+
+
+def _trained_on(dictionary: SaeLensDictionary) -> str:
+    """What SAEDashboard runs an SAE of sae_lens on: TransformerLens' default, unless its record says otherwise."""
+    said = getattr(dictionary._own().cfg.metadata, "model_from_pretrained_kwargs", None) or {}
+    unprocessed = any(said.get(name) is False for name in PROCESSED_BY) or "no_processing" in str(said)
+    return "none" if unprocessed else "tl_default"
+
+
+def _converter(name: str) -> Any:
+    """sae_lens' reader of a layout, by either of its names. ValueError with near misses."""
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    named = dict(getattr(loaders, "NAMED_PRETRAINED_SAE_LOADERS", {}))
+    found = named.get(name) or getattr(loaders, name, None)
+    if found is None:
+        raise ValueError(f"sae_converter_name={name!r} is none of sae_lens'.{near_misses(name, named)}")
+    return found
+
+
+def _last_name(model: Any) -> str:
+    """The last part of a model's name: "gemma-2-2b" of "google/gemma-2-2b"."""
+    name = str(model) if isinstance(model, str | Path) else name_of(load_model(model))
+    return name.rstrip("/").split("/")[-1]
