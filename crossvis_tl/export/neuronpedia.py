@@ -106,9 +106,7 @@ def export_neuronpedia(  # noqa: PLR0913 - the user's own call, with SAEDashboar
     ValueError for what cannot be, before anything is written; FileExistsError where a source's folder holds something
     else or another export; OSError where it cannot be written.
     """
-    check_word("layout", layout, tuple(LAYOUTS))
-    if layout == "source" and release is None:
-        raise ValueError('layout="source" needs release=NeuronpediaRelease(name=..., title=..., creator=...)')
+    check_layout(layout, release)
     asked = Asked(
         model_id, source_set, sae_id_suffix, release, dataset, features_per_batch, start_batch, end_batch, n_quantiles,
         top_acts_group_size, quantile_group_size, correlated, of_model, skip_dead,
@@ -118,16 +116,12 @@ def export_neuronpedia(  # noqa: PLR0913 - the user's own call, with SAEDashboar
         store = open_store(store)
     cfg = _config(store, asked, seed)
     shown = opened(store, dictionary, model, cfg, Showing("none", per_document, distinct), features)
-    _check_model(shown, of_model)
-    if unit_decoders and any(len(group.W_dec) > 1 for group in shown.dictionary.groups):
-        raise ValueError(
-            f"unit_decoders=True, but features of {shown.dictionary.name} have several decoder rows and no one length"
-        )
+    check_dictionary(shown.dictionary, of_model, unit_decoders=unit_decoders)
     root = Path(folder)
     parts = [part for source, number in _sources(shown, layer) if (part := part_of(shown, source, number, asked))]
     if not parts:
         raise ValueError("none of the features fires, and skip_dead leaves those out")
-    _check_batches([len(part.batches) for part in parts], asked)
+    check_batches([len(part.batches) for part in parts], start_batch, end_batch)
     writers = [LAYOUTS[layout](root, part) for part in parts]
     missing = [writer.missing() for writer in writers]  # all of it is looked at before anything is written
     total, done = sum(map(len, missing)), 0
@@ -162,22 +156,44 @@ def _config(store: FeatureActs | Dashboards, asked: Asked, seed: int) -> SaeVisC
     return SaeVisConfig(feature_centric_layout=SaeVisLayoutConfig([Column(*parts)]), seed=seed)
 
 
-def _check_model(shown: Shown, number: int) -> None:
-    whole_numbers([number], "of_model", "a model's number")
-    models = shown.dictionary.n_models
-    if not 0 <= number < models:
-        raise ValueError(f"of_model={number}; these features are of {models} models, 0 to {models - 1}")
-    if all(site.model != number for site in shown.dictionary.targets):
-        raise ValueError(f"of_model={number}: these features write nothing to that model")
+def check_layout(layout: str, release: NeuronpediaRelease | None) -> None:
+    """ValueError for an unknown layout, or one that lacks its release."""
+    check_word("layout", layout, tuple(LAYOUTS))
+    if layout == "source" and release is None:
+        raise ValueError('layout="source" needs release=NeuronpediaRelease(name=..., title=..., creator=...)')
+
+
+def check_dictionary(dictionary: Dictionary, of_model: int = 0, *, unit_decoders: bool = False) -> None:
+    """ValueError where the dictionary has not what is asked of it."""
+    whole_numbers([of_model], "of_model", "a model's number")
+    models = dictionary.n_models
+    if not 0 <= of_model < models:
+        raise ValueError(f"of_model={of_model}; these features are of {models} models, 0 to {models - 1}")
+    if all(site.model != of_model for site in dictionary.targets):
+        raise ValueError(f"of_model={of_model}: these features write nothing to that model")
+    if unit_decoders and any(len(group.W_dec) > 1 for group in dictionary.groups):
+        raise ValueError(
+            f"unit_decoders=True, but features of {dictionary.name} have several decoder rows and no one length"
+        )
+
+
+def layer_number(dictionary: Dictionary, asked: int | None) -> int | None:
+    """The number that Neuronpedia gets for a dictionary without layers of its own; None for one with layers.
+    ValueError where it must be given."""
+    found = sources(dictionary)
+    if len(found) == 1:
+        return _only_layer(dictionary, asked)
+    if any(source.layer is None for source in found):
+        raise ValueError(f"{dictionary.name} has groups of features without layers, which Neuronpedia cannot number")
+    return None
 
 
 def _sources(shown: Shown, layer: int | None) -> list[tuple[Source, int]]:
     """Those to export, and the layer's number that each is given."""
-    dictionary, found = shown.dictionary, sources(shown.dictionary)
-    if len(found) == 1:
-        return [(found[0], _only_layer(dictionary, layer))]
-    if any(source.layer is None for source in found):
-        raise ValueError(f"{dictionary.name} has groups of features without layers, which Neuronpedia cannot number")
+    found = sources(shown.dictionary)
+    number = layer_number(shown.dictionary, layer)
+    if number is not None:
+        return [(found[0], number)]
     there = [source for source in found if source.own(shown.features)]
     chosen = [source for source in there if layer in (None, source.layer)]
     if not chosen:
@@ -204,8 +220,9 @@ def _only_layer(dictionary: Dictionary, asked: int | None) -> int:
     return found
 
 
-def _check_batches(counts: list[int], asked: Asked) -> None:
-    if asked.start_batch >= max(counts):
-        raise ValueError(f"start_batch={asked.start_batch}; there are {max(counts)} batches, from 0 on")
-    if asked.end_batch is not None and asked.end_batch < asked.start_batch:
-        raise ValueError(f"end_batch={asked.end_batch} comes before start_batch={asked.start_batch}")
+def check_batches(counts: Sequence[int], start_batch: int, end_batch: int | None) -> None:
+    """ValueError where none of so many batches is asked for."""
+    if start_batch >= max(counts):
+        raise ValueError(f"start_batch={start_batch}; there are {max(counts)} batches, from 0 on")
+    if end_batch is not None and end_batch < start_batch:
+        raise ValueError(f"end_batch={end_batch} comes before start_batch={start_batch}")

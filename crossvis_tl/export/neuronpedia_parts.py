@@ -25,6 +25,17 @@ from crossvis_tl.export.neuronpedia_tables import (
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+def check_names(model_id: str, source_set: str, sae_id_suffix: str | None) -> None:
+    """ValueError for what cannot be a name of Neuronpedia's."""
+    for name, value in {"model_id": model_id, "source_set": source_set, "sae_id_suffix": sae_id_suffix}.items():
+        if (value is None and name == "sae_id_suffix") or (isinstance(value, str) and NAME.fullmatch(value)):
+            continue
+        raise ValueError(
+            f"{name}={value!r}; expected Neuronpedia's own name, of letters, digits, '-', '_' and '.', such as "
+            "'gemma-2-2b'"
+        )
+
+
 @dataclass(frozen=True)
 class Asked:
     """As `export_neuronpedia`. `digits`: after the point. `settings`: said in the run's settings.
@@ -49,16 +60,7 @@ class Asked:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in {
-            "model_id": self.model_id,
-            "source_set": self.source_set,
-            "sae_id_suffix": self.suffix,
-        }.items():
-            if value is not None and (not isinstance(value, str) or not NAME.fullmatch(value)):
-                raise ValueError(
-                    f"{name}={value!r}; expected Neuronpedia's own name, of letters, digits, '-', '_' and '.', such as "
-                    "'gemma-2-2b'"
-                )
+        check_names(self.model_id, self.source_set, self.suffix)
         for name, least in {"features_per_batch": 1, "start_batch": 0, "end_batch": 0}.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):

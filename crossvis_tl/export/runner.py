@@ -10,7 +10,14 @@ from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.documents import Reading
 from crossvis_tl.encoders import SaeLensDictionary, from_sae_lens
 from crossvis_tl.errors import near_misses
-from crossvis_tl.export.neuronpedia import export_neuronpedia
+from crossvis_tl.export.neuronpedia import (
+    check_batches,
+    check_dictionary,
+    check_layout,
+    export_neuronpedia,
+    layer_number,
+)
+from crossvis_tl.export.neuronpedia_parts import check_names
 from crossvis_tl.export.runner_config import NeuronpediaRunnerConfig
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
@@ -40,6 +47,9 @@ class NeuronpediaRunner:
         cfg = self.cfg
         dictionary = self._dictionary()
         model = self._model(dictionary)
+        model_id = cfg.model_id or _last_name(model)
+        layer = cfg.clt_layer_idx if cfg.clt_layer_idx is not None else cfg.layer
+        self._check(dictionary, model_id, layer)
         job = RenderJob(
             models=[model], dictionary=dictionary, tokens=cfg.huggingface_dataset_path, features="all",
             layer=cfg.clt_layer_idx, device=cfg.model_device or cfg.sae_device, dtype=cfg.model_dtype or "float32",
@@ -56,15 +66,24 @@ class NeuronpediaRunner:
         acts, capture = job.gathered(store, verdict or (lambda _: None))
         return export_neuronpedia(
             acts, cfg.outputs_dir, dictionary=dictionary, model=capture.models,
-            model_id=cfg.model_id or _last_name(model), source_set=cfg.np_set_name or cfg.sae_set,
-            layer=cfg.clt_layer_idx if cfg.clt_layer_idx is not None else cfg.layer,
-            sae_id_suffix=cfg.np_sae_id_suffix, layout=cfg.layout, release=cfg.release,
+            model_id=model_id, source_set=cfg.np_set_name or cfg.sae_set,
+            layer=layer, sae_id_suffix=cfg.np_sae_id_suffix, layout=cfg.layout, release=cfg.release,
             dataset=cfg.huggingface_dataset_path, skip_dead=cfg.skip_dead,
             features_per_batch=cfg.n_features_at_a_time, start_batch=cfg.start_batch, end_batch=cfg.end_batch,
             n_quantiles=cfg.n_quantiles, top_acts_group_size=cfg.top_acts_group_size,
             quantile_group_size=cfg.quantile_group_size, unit_decoders=dictionary.kind == "sae", progress=progress,
             settings=self._settings(),
         )  # fmt: skip
+
+    def _check(self, dictionary: Dictionary, model_id: str, layer: int | None) -> None:
+        """What the export would find wrong, before anything is gathered for it."""
+        cfg = self.cfg
+        check_layout(cfg.layout, cfg.release)
+        check_names(model_id, cfg.np_set_name or cfg.sae_set, cfg.np_sae_id_suffix)
+        check_dictionary(dictionary)
+        layer_number(dictionary, layer)
+        widths = [group.n_features for group in dictionary.groups]
+        check_batches([-(-width // cfg.n_features_at_a_time) for width in widths], cfg.start_batch, cfg.end_batch)
 
     def _origin(self) -> dict[str, Any]:
         path = Path(self.cfg.sae_path)

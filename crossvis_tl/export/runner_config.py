@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crossvis_tl.errors import check_word
 from crossvis_tl.render import parse_dtype
 
 # Settings that change nothing here, and why; they are taken so that a config can be handed on as it is.
@@ -15,7 +14,6 @@ WITHOUT_EFFECT = {
     "model_n_devices": (None, "a model runs on one device"),
     "use_wandb": (False, "progress is shown, and what is there can be seen in the folder"),
 }
-LAYOUTS = ("batches", "source")
 
 
 @dataclass
@@ -99,7 +97,6 @@ class NeuronpediaRunnerConfig:
         for name in ("model_dtype", "sae_dtype", "clt_dtype"):
             if getattr(self, name):
                 parse_dtype(getattr(self, name))
-        check_word("layout", self.layout, LAYOUTS)
         for name in ("n_prompts_total", "n_prompts_in_forward_pass", "n_features_at_a_time"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a whole number of at least 1")
