@@ -26,6 +26,7 @@ from tests.conftest import N_CTX, N_LAYERS, write_clt, write_crosscoder
 pytestmark = pytest.mark.filterwarnings("ignore::crossvis_tl.CrossvisWarning")
 ORACLE = Path(__file__).parent / "oracles" / "neuronpedia" / "runner_defaults.json"
 FEATURES, CONTEXT, PROMPTS = 20, 16, 30
+WIDE = {"COLUMNS": "300", "TERM": "dumb"}
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +308,18 @@ def test_command(clt_folder, texts, models_dir, tmp_path):
     result = CliRunner().invoke(app, [str(one) for one in arguments] + ["--use-transcoder"])
     assert result.exit_code == 2
     assert "contradict each other" in result.output
+
+
+def test_the_docs_name_an_equal_of_every_setting():
+    """Each has one row, whose options exist."""
+    text = (Path(__file__).parents[1] / "docs" / "from-sae-dashboard.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text.split("## `SaeVisConfig`")[0], re.MULTILINE))
+    assert set(rows) == set(json.loads(ORACLE.read_text()))
+    options = set(re.findall(r"--[\w-]+", CliRunner().invoke(app, ["neuronpedia", "--help"], env=WIDE).output))
+    by_hand = set()
+    for command in (["gather"], ["export", "neuronpedia"]):
+        by_hand |= set(re.findall(r"--[\w-]+", CliRunner().invoke(app, [*command, "--help"], env=WIDE).output))
+    for setting, row in rows.items():
+        theirs, ours = row.split(" | ")[:2]
+        assert set(re.findall(r"--[\w-]+", theirs)) <= options, setting
+        assert set(re.findall(r"--[\w-]+", ours)) <= by_hand, setting
