@@ -18,6 +18,7 @@ from crossvis_tl.models import name_of
 from crossvis_tl.pairs import Replacements, check_replacements
 from crossvis_tl.processing import check_fits, is_processed, processed_like
 from crossvis_tl.tokens import replaced_tokens
+from crossvis_tl.unembed import Unembedding, unembedding
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -76,8 +77,15 @@ class Capture:
         self.processed = [is_processed(model) for model in self.models]
         self.writes = [residual_write(self.models[s.model], str(s.place), finders[s.model]) for s in dictionary.targets]
         self.scaled = tuple(t for t, write in enumerate(self.writes) if t in dictionary.undone or write.scale_hook)
+        self._unembeddings: dict[int, Unembedding] = {}
         if not checked:
             self._check_widths()
+
+    def unembedding(self, model: int) -> Unembedding:
+        """From the model's final residual stream to its logits; made once, since its matrix can be gigabytes."""
+        if model not in self._unembeddings:
+            self._unembeddings[model] = unembedding(self.models[model])
+        return self._unembeddings[model]
 
     def _check_models(self) -> None:
         needed = self.dictionary.n_models

@@ -145,7 +145,7 @@ def _site_changes(capture: Capture) -> Iterator[tuple[Dictionary, str]]:
                 if name != hook:
                     yield _with_sites(dictionary, hook=name, hf_path=None), f"trained at {name}, not {hook}"
     elif dictionary.kind in ("clt", "plt"):
-        for name in ("hook_resid_pre", "hook_resid_mid", "ln2.hook_normalized"):
+        for name in ("hook_resid_pre", "hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"):
             change = replace(dictionary, sources=tuple(_renamed(site, name) for site in dictionary.sources))
             if change.sources != dictionary.sources:
                 yield change, f"it reads {name}, not what its config names"

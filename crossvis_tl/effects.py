@@ -15,7 +15,7 @@ from crossvis_tl.errors import check_word
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.logit_effects import Written, final_residuals, following_tokens, residual_written
 from crossvis_tl.sequences import Effects, Windows
-from crossvis_tl.unembed import Unembedding, unembedding
+from crossvis_tl.unembed import Unembedding
 
 Effect = Literal["direct", "none", "full"]
 # Direct logit vectors of features held at a time, in bytes, of all models together.
@@ -90,7 +90,7 @@ def writers(capture: Capture, features: Tensor) -> Writers:
     for index, model in enumerate(capture.models):
         found = residual_written(capture.dictionary, features, model, index, capture.writes)
         if found is not None:
-            unembeddings[index] = unembedding(model)
+            unembeddings[index] = capture.unembedding(index)
             written[index] = found.to(unembeddings[index].W.device)
     return Writers(unembeddings, written)
 

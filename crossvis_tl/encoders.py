@@ -68,7 +68,7 @@ def _from_autoencoder(encoder: Any) -> Dictionary:
     )  # fmt: skip
 
 
-@dataclass
+@dataclass(repr=False)
 class SaeLensDictionary(Dictionary):
     """A sae_lens SAE or transcoder: its own `encode` and `decode` give the numbers, whatever its architecture."""
 

@@ -17,7 +17,6 @@ from crossvis_tl.ablation import extremes
 from crossvis_tl.capture import Capture
 from crossvis_tl.logit_effects import written_at
 from crossvis_tl.panels import SiteLens
-from crossvis_tl.unembed import unembedding
 
 
 def site_lenses(
@@ -38,7 +37,7 @@ def site_lenses(
         if write.kind == "none" or t in dictionary.target_norm:
             continue
         model = capture.models[site.model]
-        W = unembedding(model).W
+        W = capture.unembedding(site.model).W
         which = torch.tensor([i for i, targets in enumerate(written) if t in targets], dtype=torch.long)
         for some in which.split(at_a_time):
             direction = written_at(dictionary, features[some], t, write, model).direction.to(W.device)

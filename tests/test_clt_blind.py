@@ -112,7 +112,7 @@ def window_clt(folder: Path, window: int = 2, k: int = 3, seed: int = 5) -> Raw:
             b_dec[i + j] = b_dec[i + j] + bias
             state |= {f"W_decs.{j}": decoders[i, i + j], f"b_decs.{j}": bias}
         save_file(state, at / "sae.safetensors")
-        (at / "cfg.json").write_text(json.dumps(cfg))
+        (at / "cfg.json").write_text(json.dumps(cfg | {"n_targets": min(window, N_LAYERS - i)}))
     run = {
         "sae": cfg,
         "model": "tuned",

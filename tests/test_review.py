@@ -11,8 +11,10 @@ import torch
 from sae_vis.data_config_classes import Column, FeatureTablesConfig, SequencesConfig
 from typer.testing import CliRunner
 
-from crossvis_tl import SaeVisData, gather, load_dictionary, merge, open_store
+from crossvis_tl import CrossvisWarning, SaeVisData, gather, load_dictionary, merge, open_store
+from crossvis_tl.activation_fns import ReLU
 from crossvis_tl.cli import app
+from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.page_data import prompt_page
 from crossvis_tl.prompts import gather_prompts
 from tests.conftest import N_CTX, write_crosscoder
@@ -194,3 +196,23 @@ def test_the_page_says_where_nothing_is_written(tmp_path, tl_models, tokens):
     )
     data = SaeVisData.create(dictionary, tl_models[0], tokens, sae_vis.SaeVisConfig(features=[1]), effect="full")
     assert dict(data.page.facts)["logit effects"].startswith("none: the sites that are written do not add")
+
+
+def test_an_input_before_a_norms_gain_is_told_from_the_one_after_it(tl_models, tokens):
+    """TransformerLens' `ln2.hook_normalized` has stood on either side of the gain: the diagnosis names the other."""
+    width, layers = tl_models[0].cfg.d_model, range(tl_models[0].cfg.n_layers)
+    right = tuple(Site(0, f"blocks.{i}.mlp.hook_in", width, "none") for i in layers)
+    wrong = tuple(Site(0, f"blocks.{i}.ln2.hook_normalized", width, "none") for i in layers)
+    identity, bias = torch.eye(width), torch.full((width,), 100.0)
+    groups = tuple(Group(f"L{i}", {i: identity}, bias, ReLU(), {i: identity}) for i in layers)
+    perfect = Dictionary(
+        kind="plt", sources=wrong, targets=right, groups=groups, b_dec=tuple(-bias for _ in layers), name="id"
+    )
+    with pytest.warns(CrossvisWarning, match="likely cause: it reads mlp.hook_in, not what its config names"):
+        gather(perfect, tl_models[0], tokens, [0])
+
+
+def test_an_sae_of_sae_lens_prints_no_weights():
+    dictionary = load_dictionary(GOLDEN[0].parent / "f13_standard_sae" / "checkpoint")
+    assert len(repr(dictionary)) < 300
+    assert "features reading" in repr(dictionary)
