@@ -46,7 +46,7 @@ class Driver:
     def run(self, task: Task) -> dict[str, Any]:
         """-> the record that the task's subprocess wrote. RuntimeError with its last words when it failed."""
         module, python = "benchmarks.run_one", Path(sys.executable)
-        if task.what == "dashboard":
+        if task.what.startswith("dashboard"):
             module, python = "benchmarks.run_dashboard", self.python or dashboard_python(self.work / "dashboard_env")
         inputs = str(self._inputs(task.kind))
         command = [str(python), "-m", module, task.what, "--scale", self.scale.name, "--inputs", inputs]

@@ -6,6 +6,7 @@ Only the call is measured, not imports, loading or preparing.
 """
 
 import inspect
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,23 @@ def _layout_without_sequences() -> SaeVisLayoutConfig:
     return SaeVisLayoutConfig([Column(FeatureTablesConfig()), middle], height=750)
 
 
+def ours_np(scale: Scale, inputs: Path, rows: int, features: int, _effect: str) -> tuple[Call, list[str]]:
+    """Gathered, and written as batch files for Neuronpedia with SAEDashboard's choice of examples."""
+    import crossvis_tl
+
+    model, encoder, tokens = load_model(inputs / "model"), load_autoencoder(inputs), load_tokens(inputs, rows)
+    folder = Path(tempfile.mkdtemp())
+
+    def call() -> None:
+        acts = crossvis_tl.gather(encoder, model, tokens, range(features), hook_point=scale.hook, masking="none")
+        crossvis_tl.export_neuronpedia(
+            acts, folder, dictionary=encoder, model=model, model_id="gpt2", source_set="set", per_document=None,
+            distinct=False,
+        )  # fmt: skip
+
+    return call, []
+
+
 def stock(scale: Scale, inputs: Path, rows: int, features: int, _effect: str) -> tuple[Call, list[str]]:
     """sae_vis' own call, with its defaults."""
     import sae_vis
@@ -94,12 +112,12 @@ def prepared(what: str, scale: Scale, inputs: Path, rows: int, features: int, ef
         if what == "floor_pair":
             return floor_pair(scale, inputs, rows)
         return floor_single(scale, inputs, rows, to_hook=what == "floor_hook")
-    call = {"ours": ours, "ours_pair": ours_pair, "stock": stock}[what]
+    call = {"ours": ours, "ours_pair": ours_pair, "ours_np": ours_np, "stock": stock}[what]
     return call(scale, inputs, rows, features, effect)
 
 
 def main() -> None:
-    args = parse_args(__doc__, ("ours", "ours_pair", "stock", "floor", "floor_hook", "floor_pair"))
+    args = parse_args(__doc__, ("ours", "ours_np", "ours_pair", "stock", "floor", "floor_hook", "floor_pair"))
     torch.set_num_threads(1)
     call, notes = prepared(args.what, SCALES[args.scale], args.inputs, args.rows, args.features, args.effect)
     result, cost = measured(call)

@@ -1,4 +1,4 @@
-"""The five workloads: which measurements each is made of, and what is concluded from their records."""
+"""The six workloads: which measurements each is made of, and what is concluded from their records."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,8 @@ STOCK_BATCH = 256
 class Task:
     """One measurement, in a subprocess of its own.
 
-    `what`: "ours", "stock", "floor", "floor_hook" (no further than the hook), "dashboard", "ours_pair" or "floor_pair".
+    `what`: "ours", "stock", "floor", "floor_hook" (no further than the hook), "dashboard", "ours_pair" or "floor_pair";
+    "ours_np" and "dashboard_np" write Neuronpedia's batch files.
     `features` is 0 for floors, which encode the whole dictionary whatever is asked for.
     """
 
@@ -155,6 +156,25 @@ def _w3_summary(scale: Scale, records: Records) -> Summary:
     return Summary(title, lines, ratios, notes_of(_w3_tasks(scale), records))
 
 
+def _w6_tasks(scale: Scale) -> list[Task]:
+    return [
+        Task("dashboard_np", scale.rows, scale.features, "none"),
+        Task("ours_np", scale.rows, scale.features, "none"),
+        Task("floor_hook", scale.rows),
+    ]
+
+
+def _w6_summary(scale: Scale, records: Records) -> Summary:
+    lines = [
+        line(what, task, records)
+        for what, task in zip(("SAEDashboard", "ours", "floor (to the hook)"), _w6_tasks(scale), strict=True)
+    ]
+    dashboard, ours, floor = (one.cpu_s for one in lines)
+    ratios = {"SAEDashboard / ours": ratio(dashboard, ours), "ours / floor": ratio(ours, floor)}
+    title = f"W6: {scale.features} features as Neuronpedia's batch files, against SAEDashboard"
+    return Summary(title, lines, ratios, notes_of(_w6_tasks(scale), records))
+
+
 def _w4_tasks(scale: Scale) -> list[Task]:
     return [Task("ours_pair", scale.rows, scale.features), Task("floor_pair", scale.rows)]
 
@@ -206,4 +226,5 @@ WORKLOADS = {
     "W3": Workload(_w3_tasks, _w3_summary),
     "W4": Workload(_w4_tasks, _w4_summary),
     "W5": Workload(lambda scale: [*_row_tasks(scale), *_feature_tasks(scale)], _w5_summary),
+    "W6": Workload(_w6_tasks, _w6_summary),
 }
