@@ -41,6 +41,7 @@ def gather(  # noqa: PLR0913 - as `SaeVisData.create`
     documents: Int[Tensor, "rows *positions"] | None = None,
     token_replacements: Replacements | None = None,
     latent_scaling: bool = False,
+    replacement: bool | None = None,
     progress: bool = False,
 ) -> FeatureActs:
     """One pass of the models over `tokens`: what fires of `features` (None: all), kept by feature.
@@ -65,7 +66,7 @@ def gather(  # noqa: PLR0913 - as `SaeVisData.create`
     mask = without_high_norms(capture, tokens, mask, high_norm_multiple, out=out, progress=progress)
     acts = gather_acts(
         capture, tokens, mask, chosen, rows_per_batch=rows_per_batch, progress=progress, latent_scaling=latent_scaling,
-        out=out,
+        replacement=replacement, out=out,
     )  # fmt: skip
     warn_if_bad(acts.fidelity)
     return acts

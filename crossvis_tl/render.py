@@ -82,6 +82,7 @@ class RenderJob:
     high_norm_multiple: float | None = None
     effect: Effect = "direct"
     latent_scaling: bool = False
+    replacement: bool | None = None
     origin: dict[str, Any] = field(default_factory=dict)
 
     def run(self, verdict: Verdict) -> SaeVisData:
@@ -147,8 +148,8 @@ class RenderJob:
             origin["models"] = [_absolute(str(model)) for model in self.models]
         return gather(
             made.capture, made.tokens, made.mask, made.chosen, rows_per_batch=made.cfg.minibatch_size_tokens,
-            progress=made.cfg.verbose, keep_final=keep_final, latent_scaling=self.latent_scaling, out=out,
-            origin=origin | self.origin,
+            progress=made.cfg.verbose, keep_final=keep_final, latent_scaling=self.latent_scaling,
+            replacement=self.replacement, out=out, origin=origin | self.origin,
         )  # fmt: skip
 
 

@@ -70,6 +70,7 @@ class SaeVisData(Dashboards):
         latent_scaling: bool | None = None,
         per_document: int | EllipsisType | None = ...,
         distinct: bool | None = None,
+        replacement: bool | None = None,
         store: str | Path | None = None,
     ) -> "SaeVisData":
         """Dashboards for `cfg.features` of `encoder` on `tokens`; sae_vis' own call, with more taken.
@@ -89,9 +90,10 @@ class SaeVisData(Dashboards):
 
         `effect`: of a feature on the logits at the tokens shown. "direct": the final residual stream less what the
         feature writes, later layers left as they are; "full": taken away where it is written, and the model run on;
-        "none": not computed. `latent_scaling`: for two models, beta and nu (arXiv 2504.02922). `store`: a folder to
-        keep what was gathered in; if it holds the beginning of this, the gathering goes on from there, and if all, no
-        model is run over the tokens again.
+        "none": not computed. `latent_scaling`: for two models, beta and nu (arXiv 2504.02922). `replacement`: what
+        predictions lose with the reconstruction put in, site by site; default: of transcoders. `store`: a folder to
+        keep what was gathered in; if it holds the beginning of this, the gathering goes on from there, and if all, no model
+        is run over the tokens again.
 
         What is not given is as `cfg` says, if it is a `crossvis_tl.SaeVisConfig`.
 
@@ -125,14 +127,20 @@ class SaeVisData(Dashboards):
         acts = gather(
             capture, tokens, mask, features, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose,
             keep_final=how.effect == "direct" and worth_keeping(capture, cfg, len(tokens), n_features),
-            latent_scaling=how.latent_scaling, out=store,
+            latent_scaling=how.latent_scaling, replacement=replacement, out=store,
         )  # fmt: skip
         if cfg.verbose:
             Console(soft_wrap=True, markup=False, highlight=False).print("\n".join(acts.fidelity.lines()))
         acts_B = None
         if capture_B is not None:
             acts_B = gather(
-                capture_B, tokens, mask, rows_per_batch=cfg.minibatch_size_tokens, progress=cfg.verbose, neurons=False
+                capture_B,
+                tokens,
+                mask,
+                rows_per_batch=cfg.minibatch_size_tokens,
+                progress=cfg.verbose,
+                neurons=False,
+                replacement=False,
             )
             warn_if_bad(acts_B.fidelity)
         return cls.from_acts(

@@ -4,18 +4,22 @@ feature's effect on logits each layer has."""
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from crossvis_tl import SaeVisConfig, SaeVisData, gather, load_dictionary, merge, open_store
 from crossvis_tl.activation_fns import ReLU
 from crossvis_tl.capture import Capture
+from crossvis_tl.cli import app
 from crossvis_tl.dictionary import Dictionary, Group, Site
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.losses import ReplacementLoss, SiteLoss
 from crossvis_tl.masking import token_mask
 from crossvis_tl.replacement import replacement_losses
 from tests.conftest import N_CTX, N_LAYERS, write_clt, write_crosscoder
+from tests.page.page_reader import read_page
 
 pytestmark = pytest.mark.filterwarnings("ignore::crossvis_tl.CrossvisWarning")
 
@@ -265,3 +269,41 @@ def test_no_shares_where_an_effect_is_no_sum(tmp_path, tl_models, tokens):
         replace(dictionary, sources=sites, targets=sites), tl_models[0], tokens, SaeVisConfig(features=[3])
     )
     assert [lens and lens.share for lens in data.panels[3].lens] == [None, None]
+
+
+def test_it_can_be_asked_for_and_left_out(clt, tl_models, tokens, crosscoder_dir):
+    crosscoder = load_dictionary(crosscoder_dir)
+    data = SaeVisData.create(crosscoder, tl_models, tokens, SaeVisConfig(features=[3]), replacement=True)
+    assert data.page.fidelity is not None
+    assert [one["model"] for one in data.page.fidelity["losses"]] == ["base", "tuned"]
+    data = SaeVisData.create(clt, tl_models[1], tokens, SaeVisConfig(features=[3]), replacement=False)
+    assert data.page.fidelity is not None
+    assert data.page.fidelity["losses"] == []
+
+
+def test_options_of_the_command(clt_dir, models_dir, tokens, tmp_path):
+    np.save(tmp_path / "tokens.npy", tokens.numpy())
+    common = ["--model", models_dir / "tuned", "--dictionary", clt_dir, "--tokens", tmp_path / "tokens.npy"]
+
+    def run(*arguments: object):
+        return CliRunner().invoke(app, [str(one) for one in arguments])
+
+    out = run("render", *common, "--layer", 2, "--features", "top:3", "--out", tmp_path / "page.html")
+    assert out.exit_code == 0, out.output
+    assert "all together" in out.output
+    head, _ = read_page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert len(head["features"]["id"]) == 3
+    assert all(40 <= feature < 60 for feature in head["features"]["id"])
+    out = run("gather", *common, "--layer", 1, "--no-replacement", "--out", tmp_path / "store")
+    assert out.exit_code == 0, out.output
+    assert "reconstruction put in" not in out.output
+    out = run("render", "--store", tmp_path / "store", "--layer", 1, "--features", "0,2", "--out", tmp_path / "b.html")
+    assert out.exit_code == 0, out.output
+    head, _ = read_page((tmp_path / "b.html").read_text(encoding="utf-8"))
+    assert head["features"]["id"] == [20, 22]
+    out = run("render", "--store", tmp_path / "store", "--no-replacement", "--out", tmp_path / "c.html")
+    assert out.exit_code == 2
+    assert "--no-replacement cannot be changed now" in out.output
+    out = run("render", "--store", tmp_path / "store", "--layer", 2, "--features", "all", "--out", tmp_path / "c.html")
+    assert out.exit_code == 2
+    assert "feature 40 was not gathered" in out.output

@@ -131,6 +131,12 @@ MaskPosition = Annotated[
 HighNorm = Annotated[
     float | None, typer.Option(help="Tokens whose activation norm is over so many times the median do not count.")
 ]
+Replacement = Annotated[
+    bool | None,
+    typer.Option(
+        "--replacement/--no-replacement", help="What predictions lose by the reconstruction; default: of transcoders."
+    ),
+]
 LatentScaling = Annotated[bool, typer.Option(help="Also what beta and nu of two models need (arXiv 2504.02922).")]
 
 
