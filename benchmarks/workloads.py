@@ -157,22 +157,23 @@ def _w3_summary(scale: Scale, records: Records) -> Summary:
 
 
 def _w6_tasks(scale: Scale) -> list[Task]:
-    return [
-        Task("dashboard_np", scale.rows, scale.features, "none"),
-        Task("ours_np", scale.rows, scale.features, "none"),
-        Task("floor_hook", scale.rows),
-    ]
+    counts = (scale.features, scale.many_features)
+    tasks = [Task(what, scale.rows, n, "none") for n in counts for what in ("dashboard_np", "ours_np")]
+    return [*tasks, Task("floor_hook", scale.rows)]
 
 
 def _w6_summary(scale: Scale, records: Records) -> Summary:
-    lines = [
-        line(what, task, records)
-        for what, task in zip(("SAEDashboard", "ours", "floor (to the hook)"), _w6_tasks(scale), strict=True)
-    ]
-    dashboard, ours, floor = (one.cpu_s for one in lines)
-    ratios = {"SAEDashboard / ours": ratio(dashboard, ours), "ours / floor": ratio(ours, floor)}
-    title = f"W6: {scale.features} features as Neuronpedia's batch files, against SAEDashboard"
-    return Summary(title, lines, ratios, notes_of(_w6_tasks(scale), records))
+    tasks = _w6_tasks(scale)
+    names = {"dashboard_np": "SAEDashboard", "ours_np": "ours"}
+    labels = [f"{names[task.what]}, {task.features} features" for task in tasks[:-1]]
+    lines = [line(label, task, records) for label, task in zip([*labels, "floor (to the hook)"], tasks, strict=True)]
+    theirs, ours, many_theirs, many_ours, floor = (one.cpu_s for one in lines)
+    ratios = {
+        f"SAEDashboard / ours, {scale.features}": ratio(theirs, ours),
+        f"SAEDashboard / ours, {scale.many_features}": ratio(many_theirs, many_ours),
+        f"ours / floor, {scale.features}": ratio(ours, floor),
+    }
+    return Summary("W6: Neuronpedia's batch files, against SAEDashboard", lines, ratios, notes_of(tasks, records))
 
 
 def _w4_tasks(scale: Scale) -> list[Task]:

@@ -92,8 +92,8 @@ class SaeVisData(Dashboards):
         feature writes, later layers left as they are; "full": taken away where it is written, and the model run on;
         "none": not computed. `latent_scaling`: for two models, beta and nu (arXiv 2504.02922). `replacement`: what
         predictions lose with the reconstruction put in, site by site; default: of transcoders. `store`: a folder to
-        keep what was gathered in; if it holds the beginning of this, the gathering goes on from there, and if all, no model
-        is run over the tokens again.
+        keep what was gathered in; if it holds the beginning of this, the gathering goes on from there, and if all, no
+        model is run over the tokens again.
 
         What is not given is as `cfg` says, if it is a `crossvis_tl.SaeVisConfig`.
 

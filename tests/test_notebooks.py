@@ -7,11 +7,15 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+PAGES = {
+    "01_model_diffing": ["prompt.html", "tuned_features.html"],
+    "02_cross_layer_transcoder": ["clt.html", "prompt.html"],
+}
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks():
-    assert NOTEBOOKS
+    assert [path.stem for path in NOTEBOOKS] == list(PAGES)
 
 
 @pytest.mark.timeout(600)
@@ -30,4 +34,4 @@ def test_it_runs(path, tmp_path, monkeypatch):
     ]
     assert any(text.startswith('<iframe srcdoc="&lt;!doctype html&gt;') for text in shown)
     pages = sorted(p.name for p in tmp_path.glob("*.html"))
-    assert pages == ["prompt.html", "tuned_features.html"]
+    assert pages == PAGES[path.stem]
