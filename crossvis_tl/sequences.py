@@ -145,15 +145,18 @@ def build_sequences(
     documents = mask.documents.flatten()
     listed = {m: [_listed(part) for part in parts] for m, parts in effects.items()}
     ids = flat[shown.grid.clamp(0, len(flat) - 1)]
-    logits = {m: vector[ids.to(vector.device)].tolist() for m, vector in direct.items()}
-    id_rows, inside, acts, grid = ids.tolist(), shown.inside.tolist(), shown.acts.tolist(), shown.grid.tolist()
-    sources = [] if shares is None else shares.double().round(decimals=DIGITS).permute(0, 2, 1).tolist()
+    logits = {m: _rounded(vector[ids.to(vector.device)]) for m, vector in direct.items()} if effects else {}
+    id_rows, inside, grid, values = ids.tolist(), shown.inside.tolist(), shown.grid.tolist(), _rounded(shown.acts)
+    acts = shown.acts.tolist() if effects else values
+    whole = shown.inside[:, 1:].all(-1).tolist()  # most are: a slice is then all of it
+    sources = [] if shares is None else _rounded(shares.permute(0, 2, 1))
     stock_groups, records, example = [], [], 0
     for group in groups:
         data, record = [], []
         for _ in group.positions.tolist():
-            columns = [c for c in range(1, len(inside[example])) if inside[example][c]]
-            values = [round(acts[example][c], DIGITS) for c in columns]
+            columns: Sequence[int] = range(1, len(inside[example]))
+            if not whole[example]:
+                columns = [c for c in columns if inside[example][c]]
             parts = {
                 m: _token_effects(
                     found[min(example, len(found) - 1)], logits[m][example], grid[example], acts[example], columns
@@ -163,11 +166,10 @@ def build_sequences(
             bold = int(group.positions[len(data)])
             origin = ShownSequence(
                 bold // n_positions, bold % n_positions, bold - grid[example][columns[0]], parts, int(documents[bold]),
-                [[line[c] for c in columns] for line in sources[example]] if sources else [],
+                [_at(line, columns) for line in sources[example]] if sources else [],
             )  # fmt: skip
-            data.append(
-                _sequence_data([id_rows[example][c] for c in columns], values, next(iter(parts.values()), None))
-            )
+            first = next(iter(parts.values()), None)
+            data.append(_sequence_data(_at(id_rows[example], columns), _at(values[example], columns), first))
             record.append(origin)
             example += 1
         stock_groups.append(SequenceGroupData(group.title, data))
@@ -175,8 +177,16 @@ def build_sequences(
     return SequenceMultiGroupData(stock_groups), records
 
 
+def _rounded(values: Tensor) -> list:
+    return values.double().round(decimals=DIGITS).tolist()
+
+
+def _at(values: list, columns: Sequence[int]) -> list:
+    return values[columns.start :] if isinstance(columns, range) else [values[c] for c in columns]
+
+
 def _token_effects(
-    found: _Listed, logits: list[float], grid: list[int], acts: list[float], columns: list[int]
+    found: _Listed, logits: list[float], grid: list[int], acts: list[float], columns: Sequence[int]
 ) -> TokenEffects:
     loss = [0.0] * len(columns)
     p: list[float | None] = [None] * len(columns)
@@ -189,7 +199,7 @@ def _token_effects(
             for side, values in zip(sides, found.sides, strict=True):
                 side[i] = values[at]
     up_ids, up, down_ids, down = sides
-    return TokenEffects(loss, [round(logits[c], DIGITS) for c in columns], up_ids, up, down_ids, down, p)
+    return TokenEffects(loss, _at(logits, columns), up_ids, up, down_ids, down, p)
 
 
 def _sequence_data(ids: list[int], acts: list[float], effects: TokenEffects | None) -> SequenceData:
