@@ -23,7 +23,7 @@ from crossvis_tl.unembed import Unembedding, unembedding
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-__all__ = ["Capture", "Captured", "last_hook", "without_lead"]
+__all__ = ["Capture", "Captured", "last_hook", "layer_of", "without_lead"]
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,14 @@ class Capture:
                     f"{tensor.shape[-1]} wide there; is it the model the dictionary was trained on?"
                 )
 
-    def _last_layer(self, model: int) -> int | None:
-        """The last layer that must run; None for the whole model, where a hook is in none."""
-        layers = [_layer(name) for name in self._hooks(model)]
+    def last_layer(self, model: int) -> int | None:
+        """The last layer that must run for the sites; None for the whole model, where a hook is in none."""
+        layers = [layer_of(name) for name in self._hooks(model)]
         return None if None in layers else max((layer for layer in layers if layer is not None), default=0)
 
     def layers_needed(self) -> tuple[int, int]:
         """-> how many layers must run for the sites, and how many there are, of all models together."""
-        lasts = [self._last_layer(m) for m in range(len(self.models))]
+        lasts = [self.last_layer(m) for m in range(len(self.models))]
         layers = [int(model.cfg.n_layers) for model in self.models]
         needed = (n if last is None else last + 1 for n, last in zip(layers, lasts, strict=True))
         return sum(needed), sum(layers)
@@ -181,7 +181,7 @@ class Capture:
         tokens, back = without_lead(tokens, lead)
         for index in range(len(self.models)):
             wanted = {hook for other in others for hook in other.wanted(index)}
-            lasts = [other._last_layer(index) for other in others]
+            lasts = [other.last_layer(index) for other in others]
             last = None if None in lasts else max(layer for layer in lasts if layer is not None)
             found.append(_with_lead(self._run_hooks(index, tokens, wanted, last), back))
         fired = [all(other.wanted(m) <= set(kept) for m, kept in enumerate(found)) for other in others]
@@ -211,7 +211,7 @@ class Capture:
     def _run_model(self, index: int, tokens: Tensor, final: bool) -> dict[str, Tensor]:
         model = self.models[index]
         wanted = self.wanted(index) | ({last_hook(model)} if final else set())
-        kept = self._run_hooks(index, tokens, wanted, None if final else self._last_layer(index))
+        kept = self._run_hooks(index, tokens, wanted, None if final else self.last_layer(index))
         silent = wanted - set(kept)
         if silent:
             raise ValueError(
@@ -264,7 +264,7 @@ def _with_lead(kept: dict[str, Tensor], back: Tensor | None) -> dict[str, Tensor
     return {name: x[torch.arange(len(x), device=x.device)[:, None], back.to(x.device)] for name, x in kept.items()}
 
 
-def _layer(hook: str) -> int | None:
+def layer_of(hook: str) -> int | None:
     """The layer after which the hook has fired."""
     if hook in ("hook_embed", "hook_pos_embed"):
         return 0

@@ -5,7 +5,6 @@ that is stopped goes on at the last part that is whole, and ends equal to one th
 """
 
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,8 @@ from crossvis_tl.fingerprints import (
     model_fingerprint,
     tokens_fingerprint,
 )
+from crossvis_tl.keeping import InMemory, OnDisk
+from crossvis_tl.losses import ReplacementLoss
 from crossvis_tl.manifest import Manifest, replacements_as_json
 from crossvis_tl.masking import Mask
 from crossvis_tl.models import name_of
@@ -80,8 +81,8 @@ def gather(  # noqa: PLR0913
     streams if they fit in memory, so that logit effects need no second pass. `latent_scaling`: also what it needs.
     `neurons`: also what correlates features with the sources' dimensions. `attribution`: also which source drives each
     activation of a feature that reads several.
-    `replacement`: also what predictions lose with the reconstruction put in (default: of transcoders, of which a fifth
-    of the time of the pass is spent on it).
+    `replacement`: also what predictions lose with the reconstruction put in (default: of transcoders;
+    `replacement_losses` says what it takes).
     `out`: a folder to keep everything in; one that holds the beginning of this gathering is gone on with. `origin`:
     where things came from, to be written down. ValueError when a feature is out of range or `out` holds another
     gathering.
@@ -96,12 +97,11 @@ def gather(  # noqa: PLR0913
     store = None if out is None else Store(Path(out), manifest, tokens, mask, numbers)
     run = _Pass(capture, tokens, mask, numbers, sums, manifest if store is None else store.manifest)
     width = sum(model.cfg.d_model for model in capture.models)
-    run.measures_loss = capture.dictionary.kind in ("clt", "plt") if replacement is None else replacement
     run.keep_final = keep_final and tokens.numel() * width * 4 <= FINAL_BUDGET
-    keeper = _InMemory(memory_budget) if store is None else _OnDisk(store)
+    keeper = InMemory(memory_budget) if store is None else OnDisk(store)
     try:
         _keep(run, keeper, progress)
-        return _finished(run, keeper, store)
+        return _finished(run, keeper, store, replacement, progress)
     except KeyboardInterrupt:
         done = sum(part.n_rows for part in keeper.parts)
         text = f"interrupted after {run.row:,} of {len(tokens):,} sequences; nothing was kept"
@@ -147,42 +147,9 @@ def _fitting(rows: int, capture: Capture, n_positions: int) -> int:
     return max(1, fitting)
 
 
-class _InMemory:
-    """Keeps parts; past a budget all go to a temporary folder, which goes with the last that uses it."""
-
-    def __init__(self, budget: int):
-        self.budget, self.parts = budget, list[Part]()
-        self.home: tempfile.TemporaryDirectory | None = None
-
-    def add(self, part: Part, sums: Sums) -> None:
-        self.parts.append(part)
-        if self.home is None and sum(part.nbytes for part in self.parts) > self.budget:
-            self.home = tempfile.TemporaryDirectory(prefix="crossvis_")
-            log.info("activations take more than %.1f GB: they are kept in %s", self.budget / 1e9, self.home.name)
-            self.parts = [self._on_disk(i, one) for i, one in enumerate(self.parts)]
-        elif self.home is not None:
-            self.parts[-1] = self._on_disk(len(self.parts) - 1, part)
-
-    def _on_disk(self, number: int, part: Part) -> Part:
-        if self.home is None:
-            return part
-        path = Path(self.home.name) / f"part-{number:05}.safetensors"
-        part.write(path)
-        return Part.open(path)
-
-
-class _OnDisk:
-    def __init__(self, store: Store):
-        self.store, self.home = store, None
-        self.parts = store.parts()
-
-    def add(self, part: Part, sums: Sums) -> None:
-        self.parts.append(self.store.add(part, len(self.parts), sums))
-
-
-def _keep(run: "_Pass", keeper: _InMemory | _OnDisk, progress: bool) -> None:
+def _keep(run: "_Pass", keeper: InMemory | OnDisk, progress: bool) -> None:
     """Goes through the rows that are not kept yet."""
-    if isinstance(keeper, _OnDisk) and keeper.parts:
+    if isinstance(keeper, OnDisk) and keeper.parts:
         run.skip(sum(part.n_rows for part in keeper.parts), keeper.store.sums())
     with tqdm(total=len(run.tokens), desc="Gathering activations", unit="seq", disable=not progress) as bar:
         bar.update(run.row)
@@ -190,14 +157,25 @@ def _keep(run: "_Pass", keeper: _InMemory | _OnDisk, progress: bool) -> None:
             keeper.add(part, run.sums)
 
 
-def _finished(run: "_Pass", keeper: _InMemory | _OnDisk, store: Store | None) -> FeatureActs:
+def _losses(run: "_Pass", progress: bool) -> list[ReplacementLoss]:
+    return replacement_losses(run.capture, run.tokens, run.mask, progress=progress)
+
+
+def _finished(
+    run: "_Pass", keeper: InMemory | OnDisk, store: Store | None, replacement: bool | None, progress: bool
+) -> FeatureActs:
+    """`replacement`, `progress`: as `gather`."""
+    measures_loss = run.capture.dictionary.kind in ("clt", "plt") if replacement is None else replacement
     tensors, manifest = run.sums.tensors(), run.manifest
     if not manifest.complete:
         causes, notes = diagnose(run.capture, run.tokens, run.mask, judged(tensors, manifest))
-        losses = replacement_losses(run.capture, run.tokens, run.mask) if run.measures_loss else []
-        manifest = manifest.finished(causes, notes, losses)
+        manifest = manifest.finished(causes, notes, _losses(run, progress) if measures_loss else [])
         if store is not None:
             write_vocabulary(store.folder, texts_of(run.tokens, run.capture.models[0].tokenizer))
+            manifest.write(store.folder)
+    elif replacement and not manifest.losses:  # asked for after the store was whole
+        manifest = manifest.finished(manifest.causes, manifest.notes, _losses(run, progress))
+        if store is not None:
             manifest.write(store.folder)
     return FeatureActs(
         run.tokens, run.mask, run.features, torch.arange(len(run.features)), tuple(keeper.parts), tensors,
@@ -216,7 +194,7 @@ class _Pass:
         self.place[features.to(dictionary.device)] = torch.arange(len(features), device=dictionary.device)
         self.attribution = Attribution(dictionary, features) if manifest.attributed else None
         self.row, self.at_a_time = 0, manifest.settings["rows_per_batch"]
-        self.keep_final = self.measures_loss = False
+        self.keep_final = False
         self.final: list[list[Tensor]] = [[] for _ in capture.models]
 
     def skip(self, rows: int, sums: Mapping[str, Tensor]) -> None:

@@ -6,15 +6,20 @@ residual stream (as in the replacement model of transformer-circuits.pub/2025/at
 its error nodes).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import EllipsisType
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from crossvis_tl.capture import Capture, without_lead
+from crossvis_tl.capture import Capture, layer_of, without_lead
+from crossvis_tl.devices import out_of_memory
+from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.fidelity import site_label
 from crossvis_tl.fused import fused
 from crossvis_tl.hooks.reading import settings_for
@@ -23,41 +28,48 @@ from crossvis_tl.masking import Mask
 from crossvis_tl.models import name_of
 from crossvis_tl.tokens import replaced_tokens
 
-# Tokens predicted where as many were asked for as are worth it, and what share of the gathering it may take.
+# How many tokens are predicted at most, and at least; between them, what share of the gathering's time it may take.
 ENOUGH_TOKENS, FEWEST_TOKENS, SHARE = 4096, 256, 0.2
-# Logits held at a time, in bytes.
-LOGITS_BUDGET = 2**28
+# Logits held at a time, in bytes, and rows of them made probabilities at a time.
+LOGITS_BUDGET, TOKENS_AT_A_TIME = 2**28, 256
 Change = Callable[[Tensor], Tensor]
+Nats = dict[str, list[Float[Tensor, " tokens"]]]  # by what was done, each predicted token's, of each batch
+log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
 def replacement_losses(
-    capture: Capture, tokens: Int[Tensor, "rows positions"], mask: Mask, n_tokens: int | None = None
+    capture: Capture,
+    tokens: Int[Tensor, "rows positions"],
+    mask: Mask,
+    n_tokens: int | None = None,
+    *,
+    progress: bool = False,
 ) -> list[ReplacementLoss]:
     """One for each model that is written to.
 
     `n_tokens`: about so many tokens are predicted, of the first sequences; default as many as take a fifth of the time
-    of one pass over all. Only counted tokens are replaced, and only what is predicted from them counts.
+    of one pass over all, but at least 256, whatever that takes, and at most 4,096. Only counted tokens are replaced,
+    and only what is predicted from them counts, where it is of the same document.
     """
-    wanted = n_tokens or _affordable(capture, mask)
-    rows = _rows(mask, wanted)
+    rows = _rows(mask, n_tokens or _affordable(capture, mask))
     if not len(rows):
         return []
-    found = []
-    for m in sorted({site.model for site in capture.dictionary.targets}):
-        found.append(_of_model(capture, m, tokens, mask, rows))
-    return found
+    models = sorted({site.model for site in capture.dictionary.targets})
+    with tqdm(total=len(models) * len(rows), desc="Replacing sites", unit="seq", disable=not progress) as bar:
+        return [_of_model(capture, m, tokens, mask, rows, bar) for m in models]
 
 
 def _affordable(capture: Capture, mask: Mask) -> int:
-    passes = 2 * len(capture.dictionary.targets) + 4
+    passes = 3 * len(capture.dictionary.targets) + 3
     return min(ENOUGH_TOKENS, max(FEWEST_TOKENS, int(SHARE * mask.n_counted / passes)))
 
 
 def _predicts(mask: Mask) -> Bool[Tensor, "rows positions"]:
-    """Counted tokens that a token of the text comes after."""
+    """Counted tokens that a token of the same document comes after."""
     n = mask.counted.shape[1]
     followed = torch.arange(n) < (n - 1 - mask.tail)[:, None]
+    followed[:, :-1] &= mask.documents[:, 1:] == mask.documents[:, :-1]
     return mask.counted & followed
 
 
@@ -68,27 +80,68 @@ def _rows(mask: Mask, wanted: int) -> Int[Tensor, " rows"]:
     return some[: int((per_row[some].cumsum(0) < wanted).sum()) + 1]
 
 
-def _of_model(capture: Capture, m: int, tokens: Tensor, mask: Mask, rows: Tensor) -> ReplacementLoss:
+def _of_model(
+    capture: Capture, m: int, tokens: Tensor, mask: Mask, rows: Int[Tensor, " rows"], bar: "tqdm[Any]"
+) -> ReplacementLoss:
     sites = [t for t, site in enumerate(capture.dictionary.targets) if site.model == m]
-    name, names = name_of(capture.models[m]), [name_of(model) for model in capture.models]
+    name = name_of(capture.models[m])
     why = next((text for t in sites if (text := _cannot(capture, t))), "")
     if why:
-        return ReplacementLoss(name, note=why)
-    batch = _batch_rows(capture, m, tokens.shape[1])
-    totals: dict[str, float] = {}
-    causal, count = True, 0
-    for some in rows.split(batch):
-        run = _Run(capture, m, tokens[some], mask, some)
-        count += run.n_predicted
-        causal = run.causal
-        for what, loss in run.losses(sites):
-            totals[what] = totals.get(what, 0.0) + loss
-    mean = {what: total / count for what, total in totals.items()}
-    labels = {t: site_label(capture.dictionary.targets[t], names) for t in sites}
-    each = [SiteLoss(labels[t], mean[f"put {t}"], mean[f"zero {t}"]) for t in sites]
-    together = SiteLoss("all together", mean["put all"], mean["zero all"]) if len(sites) > 1 else None
+        return ReplacementLoss(name, note=f"not measured: {why}")
+    nats: Nats = {}
+    todo, causal = list(rows.split(_batch_rows(capture, m, tokens.shape[1]))), True
+    while todo:
+        some = todo.pop(0)
+        found = _batch(capture, m, tokens, mask, some)
+        if found is None and len(some) == 1:
+            return ReplacementLoss(name, note="not measured: memory did not suffice")
+        if found is None:
+            todo[:0] = some.split(-(-len(some) // 2))
+            log.warning("out of memory: replacing sites of %d sequences at a time", len(todo[0]))
+            continue
+        causal = found[1]
+        for what, values in found[0].items():
+            nats.setdefault(what, []).append(values)
+        bar.update(len(some))
+    return _result(capture, name, sites, {what: torch.cat(parts) for what, parts in nats.items()}, causal=causal)
+
+
+def _batch(
+    capture: Capture, m: int, tokens: Tensor, mask: Mask, rows: Tensor
+) -> tuple[dict[str, Float[Tensor, " tokens"]], bool] | None:
+    """-> each predicted token's cross-entropy by what was done, and whether all sites could be put in one after
+    another; None where memory did not suffice."""
+    try:
+        run = _Run(capture, m, tokens[rows], mask, rows)
+        return run.losses(), run.causal
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _result(
+    capture: Capture, name: str, sites: list[int], nats: dict[str, Float[Tensor, " tokens"]], *, causal: bool
+) -> ReplacementLoss:
+    if not all(bool(torch.isfinite(values).all()) for values in nats.values()):
+        note = (
+            "not measured: with the reconstruction put in the model's numbers overflow (float16 does where bfloat16 "
+            "and float32 do not), or the dictionary's scale is wrong"
+        )
+        return ReplacementLoss(name, note=note)
+    names, clean = [name_of(model) for model in capture.models], nats["clean"]
+
+    def site(label: str, what: object) -> SiteLoss:
+        worth = nats[f"zero {what}"] - clean
+        error = float(worth.std()) / len(clean) ** 0.5 if len(clean) > 1 else 0.0
+        return SiteLoss(label, float(nats[f"put {what}"].mean()), float(nats[f"zero {what}"].mean()), error)
+
+    each = [site(site_label(capture.dictionary.targets[t], names), t) for t in sites]
+    together = site("all together", "all") if len(sites) > 1 else None
     note = "" if causal or together is None else "all together: of the reconstructions made from the model as it is"
-    return ReplacementLoss(name, mean["clean"], count, each, together, note)
+    return ReplacementLoss(name, float(clean.mean()), len(clean), each, together, note)
 
 
 def _batch_rows(capture: Capture, m: int, n_positions: int) -> int:
@@ -101,12 +154,12 @@ def _cannot(capture: Capture, target: int) -> str:
     site = capture.dictionary.targets[target]
     hook = capture.readers[site.model, str(site.place)].hook
     if target in capture.dictionary.target_norm:
-        return "not measured: what the dictionary reconstructs is normalised, and its scale is not known"
+        return "what the dictionary reconstructs is normalised, and its scale is not known"
     if len(hook.reads) != 1 or hook.transform in ("affine", "rescale"):
-        return f"not measured: {site.place} is no hook of its own in this model"
+        return f"{site.place} is no hook of its own in this model"
     moved = site.processing == "tl_default" and not capture.processed[site.model]
     if moved and capture.writes[target].kind == "none":
-        return f"not measured: {site.place} is another tensor in a processed model than in this one"
+        return f"{site.place} is another tensor in a processed model than in this one"
     return ""
 
 
@@ -125,16 +178,13 @@ class _Run:
         self.tokens, _ = without_lead(self.given, lead)
         self.counted, _ = without_lead(self.mask.counted[self.rows], lead)
         self.predicts, _ = without_lead(_predicts(self.mask)[self.rows], lead)
-        self.n_predicted = int(self.predicts.sum())
         capture = self.capture
-        runs = [self._run(m, {}) for m in range(len(capture.models))]
-        self.found, self.clean = [found for _, found in runs], runs[self.m][0]
-        order = {hook: i for i, hook in enumerate(self.found[self.m])}
-        self.at = {t: self._order(t, order) for t, s in enumerate(capture.dictionary.targets) if s.model == self.m}
+        self.clean, own = self._run(self.m, {})
+        models = range(len(capture.models))
+        self.found = [own if m == self.m else self._run(m, {}, upto=capture.last_layer(m))[1] for m in models]
+        order = {hook: i for i, hook in enumerate(own)}
+        self.at = {t: order[self._hook(t)] for t, site in enumerate(capture.dictionary.targets) if site.model == self.m}
         self.causal = all(self._follows(t, order) for t in self.at)
-
-    def _order(self, target: int, order: Mapping[str, int]) -> int:
-        return order[self._hook(target)]
 
     def _hook(self, target: int) -> str:
         site = self.capture.dictionary.targets[target]
@@ -151,59 +201,65 @@ class _Run:
         hooks = [hook for site in sites for hook in self.capture.readers[self.m, str(site.place)].reads]
         return all(order[hook] <= self.at[target] for hook in hooks)
 
-    def losses(self, targets: Sequence[int]) -> Iterator[tuple[str, float]]:
-        """-> what was done, and the summed cross-entropy."""
-        yield "clean", self.clean
-        left = self._differences(self.found)
-        for t in targets:
-            yield f"put {t}", self._run(self.m, {t: left[t]})[0]
-            yield f"zero {t}", self._run(self.m, {t: None})[0]
-        if len(targets) > 1:
-            put = left if not self.causal else self._one_after_another()
-            yield "put all", self._run(self.m, {t: put[t] for t in targets})[0]
-            yield "zero all", self._run(self.m, dict.fromkeys(targets))[0]
+    def losses(self) -> dict[str, Float[Tensor, " tokens"]]:
+        """By what was done."""
+        left = self._differences(self.found, self.capture.dictionary, list(self.at))
+        nats = {"clean": self.clean}
+        for t in self.at:
+            nats[f"put {t}"] = self._run(self.m, {t: left[t]})[0]
+            nats[f"zero {t}"] = self._run(self.m, {t: None})[0]
+        if len(self.at) > 1:
+            nats["put all"] = self._run(self.m, self._one_after_another() if self.causal else left)[0]
+            nats["zero all"] = self._run(self.m, dict.fromkeys(self.at))[0]
+        return nats
 
     def _one_after_another(self) -> dict[int, Tensor]:
-        """Each target's reconstruction, made from what the model does with the earlier ones in place."""
+        """Each target's difference, made from what the model does with the earlier ones in place."""
         put: dict[int, Tensor] = {}
         for t in sorted(self.at, key=self.at.__getitem__):
             found = list(self.found)
             if put:
-                found[self.m] = self._run(self.m, put, predict=False)[1]
-            put[t] = self._differences(found)[t]
+                found[self.m] |= self._run(self.m, put, upto=layer_of(self._hook(t)))[1]
+            put |= self._differences(found, _only(self.capture.dictionary, t), [t])
         return put
 
-    def _differences(self, found: list[dict[str, Tensor]]) -> dict[int, Float[Tensor, "tokens width"]]:
-        """What is left of each target's activation when its reconstruction is taken away, at counted tokens."""
+    def _differences(
+        self, found: list[dict[str, Tensor]], dictionary: Dictionary, targets: Sequence[int]
+    ) -> dict[int, Float[Tensor, "tokens width"]]:
+        """By target, its reconstruction less the activation that is there, at counted tokens."""
         captured = self.capture.read(found)
-        dictionary, at = self.capture.dictionary, self.counted
+        at = self.counted
         sources = [x[at.to(x.device)] for x in captured.sources]
         recons = dictionary.decode(dictionary.encode_sparse(sources), sources)
-        return {t: recons[t] - captured.targets[t][at.to(captured.targets[t].device)].to(recons[t]) for t in self.at}
+        there = {t: captured.targets[t][at.to(captured.targets[t].device)] for t in targets}
+        return {t: recons[t] - there[t].to(recons[t]) for t in targets}
 
     def _run(
-        self, m: int, put: Mapping[int, Tensor | None], *, predict: bool = True
-    ) -> tuple[float, dict[str, Tensor]]:
-        """-> summed cross-entropy of what is predicted (0 unless `predict`), and what the dictionary's hooks gave."""
+        self, m: int, put: Mapping[int, Tensor | None], *, upto: int | EllipsisType | None = ...
+    ) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor]]:
+        """-> cross-entropy of what is predicted, and what the dictionary's hooks gave, in the order in which they fired
+        and with what was put in. `upto`: nothing is predicted, and this is the last layer that runs; None for all."""
         model, kept = self.capture.models[m], {}
 
         def keeper(name: str) -> Callable:
             def keep(activation: Tensor, hook: object) -> None:
-                kept.setdefault(name, activation)
+                kept[name] = activation
 
             return keep
 
         wanted = sorted(self.capture.wanted(m))
-        hooks: list[Any] = [(name, keeper(name)) for name in wanted]  # first, so that what is kept is what came there
-        hooks += [(self._hook(t), _hook_of(self._change(change))) for t, change in put.items()]
+        hooks: list[Any] = [(self._hook(t), _hook_of(self._change(change))) for t, change in put.items()]
+        hooks += [(name, keeper(name)) for name in wanted]  # last: later features read what was put in
         tokens = self.tokens
         if m in self.capture.replacements:
             tokens = replaced_tokens(tokens, self.capture.replacements[m])
+        predict = upto is ...
         with settings_for(model, [*wanted, *(self._hook(t) for t in put)]), fused(model):
             logits = model.run_with_hooks(
-                tokens.to(model.cfg.device), fwd_hooks=hooks, return_type="logits" if predict else None
-            )
-        return self._loss(logits, tokens) if predict else 0.0, kept
+                tokens.to(model.cfg.device), fwd_hooks=hooks, return_type="logits" if predict else None,
+                stop_at_layer=None if upto is ... or upto is None else upto + 1,
+            )  # fmt: skip
+        return self._nats(logits, tokens) if predict else torch.zeros(0), kept
 
     def _change(self, difference: Tensor | None) -> Change:
         """Adds the difference at counted tokens, or leaves nothing there. A difference is right also where the model
@@ -221,11 +277,23 @@ class _Run:
 
         return change
 
-    def _loss(self, logits: Tensor, tokens: Tensor) -> float:
-        here = self.predicts.to(logits.device)[:, :-1]
-        given = logits[:, :-1][here].float().log_softmax(-1)
+    def _nats(self, logits: Tensor, tokens: Tensor) -> Float[Tensor, " tokens"]:
+        here = self.predicts.to(logits.device)[:, :-1].nonzero(as_tuple=True)
         following = tokens.to(logits.device)[:, 1:][here]
-        return -float(given.gather(-1, following[:, None]).sum(dtype=torch.float64))
+        parts = [
+            -logits[rows, at].float().log_softmax(-1).gather(-1, ids[:, None])[:, 0].double().cpu()
+            for rows, at, ids in zip(*(x.split(TOKENS_AT_A_TIME) for x in (*here, following)), strict=True)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def _only(dictionary: Dictionary, target: int) -> Dictionary:
+    """What one target is made of, so that nothing else is encoded and decoded."""
+    if dictionary.joint is not None:
+        return dictionary
+    groups = [group for group in dictionary.groups if target in group.W_dec]
+    alone = tuple(replace(group, W_dec={target: group.W_dec[target]}) for group in groups)
+    return replace(dictionary, groups=alone)
 
 
 def _hook_of(change: Change) -> Callable:

@@ -1,13 +1,18 @@
 """Whether dashboards read from a file fit together: a file from elsewhere is data, and a page is made of it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from sae_vis.data_storing_fns import FeatureData
 
+from crossvis_tl.losses import ReplacementLoss
 from crossvis_tl.panels import FeaturePanels, ShownSequence
 
 if TYPE_CHECKING:
     from crossvis_tl.storage import Saved
+
+# Of a layer in a feature's effect; where layers cancel, a share is a large number.
+LARGEST_SHARE = 1e9
 
 
 def saved_problem(saved: "Saved", shown_ids: list[int]) -> str | None:
@@ -21,11 +26,22 @@ def saved_problem(saved: "Saved", shown_ids: list[int]) -> str | None:
     unknown = [token for token in shown_ids if token not in saved.page.vocabulary]
     if unknown:
         return f"it has no text of token {unknown[0]}"
+    if not losses_are_plain(saved.page.fidelity):
+        return "its losses are not numbers of sites"
     for feature in features:
         problem = _feature_problem(saved.features[feature], saved.panels[feature], saved)
         if problem:
             return f"feature {feature}: {problem}"
     return None
+
+
+def losses_are_plain(fidelity: Mapping[str, Any] | None) -> bool:
+    """Whether what a file says of replacement losses can be drawn."""
+    given = [] if fidelity is None else fidelity.get("losses", [])
+    try:
+        return isinstance(given, list) and all(ReplacementLoss.from_dict(one).is_plain for one in given)
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return False
 
 
 def _feature_problem(feature: FeatureData, panel: FeaturePanels, saved: "Saved") -> str | None:
@@ -40,7 +56,7 @@ def _feature_problem(feature: FeatureData, panel: FeaturePanels, saved: "Saved")
         square = len(geometry.cosine) in (0, n) and all(len(row) == n for row in geometry.cosine)
         if len(geometry.norms) != n or not square or not set(geometry.targets) <= set(range(n_targets)):
             return "its norms and cosines are not those of its targets"
-        if panel.lens and len(panel.lens) != n:
+        if panel.lens and (len(panel.lens) != n or not _shares_are_plain(panel)):
             return "its logit lenses are not those of its targets"
     if not set(panel.logits) <= set(range(n_models)) or len(panel.attribution) not in (0, len(page.sources)):
         return "it has logits or shares of models and sources that are not there"
@@ -51,6 +67,11 @@ def _feature_problem(feature: FeatureData, panel: FeaturePanels, saved: "Saved")
             if not _fits(record, len(sequence.token_ids), len(sequence.feat_acts), n_models, len(page.sources)):
                 return "an example's columns are not as long as its tokens"
     return None
+
+
+def _shares_are_plain(panel: FeaturePanels) -> bool:
+    shares = [lens.share for lens in panel.lens if lens is not None and lens.share is not None]
+    return all(type(share) in (int, float) and abs(share) < LARGEST_SHARE for share in shares)
 
 
 def _fits(record: ShownSequence, n: int, n_acts: int, n_models: int, n_sources: int) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from crossvis_tl import SaeVisConfig, SaeVisData, gather, load_dictionary, merge, open_store
+from crossvis_tl import SaeVisConfig, SaeVisData, gather, load_dictionary, load_model, merge, open_store, replacement
 from crossvis_tl.activation_fns import ReLU
 from crossvis_tl.capture import Capture
 from crossvis_tl.cli import app
@@ -209,7 +209,12 @@ def test_a_store_from_before_opens_and_nonsense_is_refused(clt, tl_models, token
     kept = content.pop("losses")
     path.write_text(json.dumps(content))
     assert open_store(tmp_path / "store").fidelity.losses == []
-    for bad in ([{"model": 3}], [kept[0] | {"clean": "3"}], [kept[0] | {"sites": [{"label": "x"}]}], {"a": 1}):
+    (good,) = kept
+    wrong = (
+        [{"model": 3}], [good | {"clean": "3"}], [good | {"sites": [{"label": "x"}]}], {"a": 1}, [good | {"sites": {}}],
+        [good | {"n_tokens": 0}], [good | {"n_tokens": "9"}], [good | {"clean": 10**400}], [good | {"clean": 1e7}],
+    )  # fmt: skip
+    for bad in wrong:
         path.write_text(json.dumps(content | {"losses": bad}))
         with pytest.raises(ValueError, match=r"manifest\.json is damaged: 'losses' is"):
             open_store(tmp_path / "store")
@@ -231,7 +236,8 @@ def test_recovered_is_nothing_where_the_site_is_worth_nothing():
     assert SiteLoss("x", 3.0, 2.0).recovered(2.0) is None
     assert SiteLoss("x", 2.5, 4.0).recovered(2.0) == pytest.approx(0.75)
     lines = ReplacementLoss("m", 2.0, 5, [SiteLoss("x", 3.0, 2.0)]).lines()
-    assert "the site is worth nothing" in lines[1]
+    assert "what the site is worth cannot be told" in lines[1]
+    assert SiteLoss("x", 2.5, 4.0, error=1.1).recovered(2.0) is None
 
 
 # Shares of the layers
@@ -307,3 +313,108 @@ def test_options_of_the_command(clt_dir, models_dir, tokens, tmp_path):
     out = run("render", "--store", tmp_path / "store", "--layer", 2, "--features", "all", "--out", tmp_path / "c.html")
     assert out.exit_code == 2
     assert "feature 40 was not gathered" in out.output
+
+
+# What an independent review found
+
+
+def test_numbers_that_overflow_are_said_and_the_store_opens(clt, models_dir, tokens, tmp_path):
+    huge = replace(clt, b_dec=tuple(torch.full_like(bias, 1e6) for bias in clt.b_dec))
+    half = load_model(models_dir / "tuned", dtype=torch.float16)
+    acts = gather(huge, half, tokens, [1], out=tmp_path / "store")
+    (losses,) = acts.fidelity.losses
+    assert losses.clean is None
+    assert losses.note.startswith("not measured: with the reconstruction put in the model's numbers overflow")
+    assert open_store(tmp_path / "store").fidelity.losses == [losses]
+
+
+@pytest.mark.parametrize("fitting", [5, 1])
+def test_where_memory_does_not_suffice_fewer_sequences_are_taken(clt, tl_models, tokens, monkeypatch, fitting):
+    capture, mask = Capture(clt, [tl_models[1]]), token_mask(tokens, tl_models[1].tokenizer)
+    whole = replacement_losses(capture, tokens, mask, 10**6)
+    before, sizes = replacement._Run._nats, []
+
+    def small(self, logits, ids):
+        sizes.append(len(logits))
+        if len(logits) > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return before(self, logits, ids)
+
+    monkeypatch.setattr(replacement._Run, "_nats", small)
+    (found,) = replacement_losses(capture, tokens, mask, 10**6)
+    assert max(sizes) == len(tokens)
+    assert found.n_tokens == whole[0].n_tokens
+    assert found.together is not None
+    assert whole[0].together is not None
+    assert found.together.loss == pytest.approx(whole[0].together.loss, abs=1e-6)
+
+
+def test_no_memory_at_all_is_a_note_and_no_end(clt, tl_models, tokens, monkeypatch, tmp_path):
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(replacement._Run, "_nats", never)
+    (found,) = gather(clt, tl_models[1], tokens, [1], out=tmp_path / "store").fidelity.losses
+    assert found.note == "not measured: memory did not suffice"
+    assert open_store(tmp_path / "store").fidelity.losses == [found]
+
+
+def test_a_later_source_reads_what_was_put_in_at_the_very_hook(tl_models, tokens):
+    """`blocks.0.hook_resid_post` and `blocks.1.hook_resid_pre` are one tensor by two names."""
+    generator, width = torch.Generator().manual_seed(1), 16
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    W_enc, W_dec = [normal(width, 20) for _ in range(2)], [0.2 * normal(20, width) for _ in range(2)]
+
+    def chain(name: str) -> Dictionary:
+        sources = (Site(0, "blocks.0.hook_resid_pre", width, "none"), Site(0, name, width, "none"))
+        targets = tuple(Site(0, f"blocks.{i}.hook_resid_post", width, "none") for i in range(2))
+        groups = tuple(Group(f"L{i}", {i: W_enc[i]}, torch.zeros(20), ReLU(), {i: W_dec[i]}) for i in range(2))
+        zero = torch.zeros(width)
+        return Dictionary(kind="plt", sources=sources, targets=targets, groups=groups, b_dec=(zero, zero), name="c")
+
+    mask = token_mask(tokens, None, "none")
+    found = [
+        replacement_losses(Capture(chain(name), tl_models[:1]), tokens, mask, 10**6)[0].together
+        for name in ("blocks.1.hook_resid_pre", "blocks.0.hook_resid_post")
+    ]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].loss == pytest.approx(found[1].loss, abs=1e-6)
+
+
+def test_the_first_token_of_another_document_is_not_predicted(clt, tl_models, tokens):
+    documents = torch.zeros_like(tokens)
+    documents[:, 10:] = 1
+    capture, tokenizer = Capture(clt, [tl_models[1]]), tl_models[1].tokenizer
+    (whole,) = replacement_losses(capture, tokens, token_mask(tokens, tokenizer), 10**6)
+    (parted,) = replacement_losses(capture, tokens, token_mask(tokens, tokenizer, documents=documents), 10**6)
+    assert parted.n_tokens == whole.n_tokens - len(tokens)
+
+
+def test_what_a_gathering_was_not_asked_for_can_be_added(clt, tl_models, tokens, tmp_path):
+    assert gather(clt, tl_models[1], tokens, [1], out=tmp_path / "s", replacement=False).fidelity.losses == []
+    assert gather(clt, tl_models[1], tokens, [1], out=tmp_path / "s").fidelity.losses == []  # nothing is run again
+    assert gather(clt, tl_models[1], tokens, [1], out=tmp_path / "s", replacement=True).fidelity.losses
+    crosscoder = replace(clt, kind="crosscoder")
+    assert gather(crosscoder, tl_models[1], tokens, [1], out=tmp_path / "c").fidelity.losses == []
+    (found,) = gather(crosscoder, tl_models[1], tokens, [1], out=tmp_path / "c", replacement=True).fidelity.losses
+    assert open_store(tmp_path / "c").fidelity.losses == [found]
+
+
+@pytest.mark.parametrize("bad", [5, None, [{"model": 1}], [{"n_tokens": "<b>"}], "share"])
+def test_losses_and_shares_of_a_strangers_json(clt, tl_models, tokens, tmp_path, bad):
+    SaeVisData.create(clt, tl_models[1], tokens, SaeVisConfig(features=[1])).save_json(tmp_path / "data.json")
+    content = json.loads((tmp_path / "data.json").read_text())
+    own = content["crossvis_tl"]
+    if bad == "share":
+        own["panels"]["1"]["lens"][0]["share"] = "<img src=x>"
+    elif isinstance(bad, list):
+        own["page"]["fidelity"]["losses"][0] |= bad[0]
+    else:
+        own["page"]["fidelity"]["losses"] = bad
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"data\.json is damaged"):
+        SaeVisData.load_json(tmp_path / "data.json")

@@ -66,3 +66,13 @@ def test_a_page_carries_the_table_only_where_it_has_one():
     few = clt_fidelity(targets[:2])
     assert "EXTRA.quality=" in render_page(make_head(targets=targets[:2], fidelity=few), make_features())
     assert "EXTRA.SourceAttribution=" not in render_page(make_head(), make_features())
+
+
+def test_two_models_of_one_name_keep_their_own_losses(open_page):
+    head, features = clt_page()
+    targets = [{"model": m, "hook": None, "label": "model · mlp", "short": f"{m}"} for m in (0, 1)]
+    fidelity = clt_fidelity(targets)
+    loss = fidelity["losses"][0] | {"together": None}
+    each = [loss | {"sites": [loss["sites"][0] | {"loss": value}]} for value in (3.25, 3.5)]
+    page = open_page(head | {"targets": targets, "fidelity": fidelity | {"groups": [], "losses": each}}, features)
+    assert [row[2] for row in cells(page, ".quality")] == ["3.250", "3.500"]
