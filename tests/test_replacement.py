@@ -312,7 +312,7 @@ def test_options_of_the_command(clt_dir, models_dir, tokens, tmp_path):
     assert "--no-replacement cannot be changed now" in out.output
     out = run("render", "--store", tmp_path / "store", "--layer", 2, "--features", "all", "--out", tmp_path / "c.html")
     assert out.exit_code == 2
-    assert "feature 40 was not gathered" in out.output
+    assert "no feature of layer 2 is there" in out.output
 
 
 # What an independent review found
