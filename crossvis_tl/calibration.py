@@ -12,28 +12,28 @@ from tqdm.auto import tqdm
 from crossvis_tl.activation_fns import ZSCORE_EPS, Identity, JumpReLU, TopK
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary, Group, Site
-from crossvis_tl.masking import Masking, token_mask
+from crossvis_tl.masking import Mask, Masking, set_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
 from crossvis_tl.processing import Processing
 from crossvis_tl.sparse import pieces
-from crossvis_tl.tokens import checked_tokens
+from crossvis_tl.tokens import TokenSet
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-TOKENS_AT_A_TIME = 4096
+TOKENS_AT_A_TIME, ROWS_PER_BATCH = 4096, 64
 
 
 @torch.inference_mode()
 def calibrate(
     dictionary: Dictionary,
     model: "HookedTransformer | Sequence[HookedTransformer]",
-    tokens: Int[Tensor, "rows positions"],
+    tokens: Int[Tensor, "rows positions"] | TokenSet,
     *,
     masking: Masking = "special",
     token_replacements: Replacements | None = None,
-    rows_per_batch: int = 64,
+    rows_per_batch: int = ROWS_PER_BATCH,
     progress: bool = False,
 ) -> Dictionary:
     """The dictionary with a threshold in place of a ranking over the batch, so that a token's features no longer depend
@@ -41,17 +41,35 @@ def calibrate(
 
     BatchTopK: the threshold above which k features a token fire on average on `tokens`; a z-scored ranking also gets
     each feature's mean and deviation there. What was done is said in `facts["calibrated"]`, and on every page. `model`,
-    `masking`, `token_replacements`: as `SaeVisData.create` takes them. ValueError where there is nothing to calibrate.
+    `tokens`, `masking`, `token_replacements`: as `SaeVisData.create` takes them. ValueError where there is nothing to
+    calibrate.
     """
     if not dictionary.batch_dependent:
         raise ValueError(
             f"{dictionary.name} ({dictionary.activation}) does not depend on the batch: nothing to calibrate"
         )
     models = load_models(model)
+    given = TokenSet.of(tokens).checked(models, None)
+    mask = set_mask(given, models[0].tokenizer, masking)
+    return calibrated_on(
+        dictionary, models, given.tokens, mask, token_replacements, rows_per_batch=rows_per_batch, progress=progress
+    )
+
+
+@torch.inference_mode()
+def calibrated_on(
+    dictionary: Dictionary,
+    models: "Sequence[HookedTransformer]",
+    tokens: Int[Tensor, "rows positions"],
+    mask: Mask,
+    token_replacements: Replacements | None = None,
+    *,
+    rows_per_batch: int = ROWS_PER_BATCH,
+    progress: bool = False,
+) -> Dictionary:
+    """As `calibrate`, on the tokens that a mask counts: the same again on the same."""
     there = dictionary.to(str(models[0].cfg.device))
     capture = Capture(there, models, token_replacements, calibrating=True)
-    tokens = checked_tokens(tokens, models)
-    mask = token_mask(tokens, models[0].tokenizer, masking)
     counted = mask.counted
     n_tokens = int(counted.sum())
 
@@ -144,7 +162,7 @@ def _all_pieces(groups: Sequence[Group], inputs: list[Tensor]) -> Iterator[tuple
 @torch.inference_mode()
 def estimate_input_scale(
     model: "HookedTransformer | Sequence[HookedTransformer]",
-    tokens: Int[Tensor, "rows positions"],
+    tokens: Int[Tensor, "rows positions"] | TokenSet,
     hook_point: str | Sequence[str],
     *,
     processing: Processing,
@@ -168,8 +186,8 @@ def estimate_input_scale(
     nothing = Group("", {}, torch.zeros(1, device=device), Identity(), {})
     probe = Dictionary(kind="crosscoder", groups=(nothing,), sources=tuple(sites), targets=(), name="the crosscoder")
     capture = Capture(probe, models, token_replacements)
-    tokens = checked_tokens(tokens, models)
-    mask = token_mask(tokens, models[0].tokenizer, masking)
+    given = TokenSet.of(tokens).checked(models, None)
+    tokens, mask = given.tokens, set_mask(given, models[0].tokenizer, masking)
     counted = mask.counted
     norms: list[Float[Tensor, ""]] = [torch.zeros((), dtype=torch.float64) for _ in sites]
     widths = [0 for _ in sites]

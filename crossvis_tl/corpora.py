@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossvis_tl import documents
-from crossvis_tl.document_files import LINES, from_files, kind_of
+from crossvis_tl.document_files import SUFFIXES, from_files, kind_of, no_text
 from crossvis_tl.documents import Corpus, Reading, column_of, corpus_of
 from crossvis_tl.errors import first_line, near_misses, short_list
 from crossvis_tl.files import near_siblings
@@ -32,11 +32,13 @@ def open_corpus(source: str | Path, reading: Reading) -> Corpus:
         reading.refuse(path, "split", "subset")
         return from_files([path], str(path), reading)
     match = DATASET_ID.fullmatch(str(source))
-    if match and not path.parent.exists() and path.suffix not in (*LINES, ".npy", ".npz", ".pt", ".txt", ".parquet"):
+    if match and not path.parent.exists() and path.suffix.lower() not in SUFFIXES:
         return _hub(match["id"], match["revision"], reading)
+    hint = near_siblings(path)
+    if not path.parent.exists():
+        hint = f" There is no folder {path.parent}.{near_siblings(path.parent)}"
     raise FileNotFoundError(
-        f"the token file {path} does not exist; give an array of ids or a text file, or a dataset's id, org/name."
-        f"{near_siblings(path)}"
+        f"the token file {path} does not exist; give an array of ids or a text file, or a dataset's id, org/name.{hint}"
     )
 
 
@@ -49,15 +51,16 @@ def _folder(folder: Path, reading: Reading) -> Corpus:
     found = {
         "parquet": [path for path in inside if kind_of(path) == "parquet"],
         # a lone .json is mostly a config
-        "lines": [path for path in inside if kind_of(path) == "lines" and path.suffix != ".json"],
+        "lines": [path for path in inside if kind_of(path) == "lines" and path.suffix.lower() != ".json"],
     }
     kinds = [kind for kind, files in found.items() if files]
     if len(kinds) > 1:
         raise ValueError(f"{folder} is a folder of Parquet files and of JSON lines; give the one or the other")
     if not kinds:
+        others = next((f"; {path.name} {wrong}" for path in inside if (wrong := no_text(path))), "")
         raise IsADirectoryError(
             f"{folder} is a folder without .parquet or .jsonl files, and datasets.save_to_disk did not write it; give "
-            "the file with the token ids or the text"
+            f"the file with the token ids or the text{others}"
         )
     files = _of_split(found[kinds[0]], folder, reading.split)
     if reading.shuffle:

@@ -68,8 +68,9 @@ def without_high_norms(
             if (Path(out) / TOKENS).is_file():
                 return _held(mask, Path(out), held, what, how)
     norms = source_norms(capture, tokens, mask, progress=progress)
-    medians = norms[:, mask.counted].nanmedian(-1).values
-    high = (norms > multiple * medians[:, None, None]).any(0)
+    high = torch.zeros_like(mask.counted)
+    for one in norms:  # a source at a time: the norms of all are large enough once
+        high |= one > multiple * one[mask.counted].nanmedian()
     found = _marked(mask, mask.counted & ~high, what, how)
     if not found.n_counted:
         raise ValueError(f"{found.text}; nothing is left to look at: give a larger high_norm_multiple")
@@ -94,9 +95,10 @@ def source_norms(
     capture: Capture, tokens: Int[Tensor, "rows positions"], mask: Mask, *, progress: bool = False
 ) -> Float[Tensor, "sources rows positions"]:
     """The Euclidean norm of what the model gives at each source, before any scaling of the dictionary's own."""
-    sources = Capture(
-        replace(capture.dictionary, targets=()), capture.models, capture.replacements, calibrating=True, checked=True
-    )
+    read = replace(capture.dictionary, targets=())
+    n = read.n_models  # of several models the last may only be written
+    replacements = {model: ids for model, ids in capture.replacements.items() if model < n}
+    sources = Capture(read, capture.models[:n], replacements, calibrating=True, checked=True)
     norms = torch.zeros(len(capture.dictionary.sources), *tokens.shape)
     row, at_a_time = 0, max(1, min(len(tokens), TOKENS_AT_A_TIME // tokens.shape[1]))
     with tqdm(total=len(tokens), desc="Measuring norms", unit="seq", disable=not progress) as bar:

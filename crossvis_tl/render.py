@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sae_vis.data_config_classes import SaeVisConfig as StockConfig
@@ -30,6 +30,9 @@ from crossvis_tl.selection import parse_features, strongest, top_count
 from crossvis_tl.store import check_folder, open_store
 from crossvis_tl.tokens import open_tokens, token_set
 from crossvis_tl.vis_data import SaeVisData, Showing
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Verdict = Callable[[Fidelity], None]
@@ -61,7 +64,7 @@ class RenderJob:
     `facts`: for `load_dictionary`. `cfg_fields`: for `SaeVisConfig`. `choose`: picks, by index, among the features
     gathered; default all of them, or for "top:N" the strongest. `layer`: only features that read it. `masking` ...,
     `effect`, `latent_scaling`: as `SaeVisData.create`. Models and dictionary may also be in hand; `origin` then says
-    where they are from, for those who open the store."""
+    where they are from, for those who open the store. `dtype`: of the models; None leaves a model in hand as it is."""
 
     models: Sequence[Any]
     dictionary: str | Path | Dictionary
@@ -69,7 +72,7 @@ class RenderJob:
     features: str = "top:50"
     layer: int | None = None
     device: str | None = None
-    dtype: str = "float32"
+    dtype: str | None = "float32"
     context: int = 128
     reading: Reading = field(default_factory=Reading)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -117,7 +120,7 @@ class RenderJob:
         return acts, made.capture
 
     def _prepared(self, out: Path | None = None) -> _Prepared:
-        dtype = parse_dtype(self.dtype)
+        dtype = None if self.dtype is None else parse_dtype(self.dtype)
         check_masking(self.masking)
         check_multiple(self.high_norm_multiple)
         dictionary = self.dictionary
@@ -141,7 +144,8 @@ class RenderJob:
         return _Prepared(capture, given.tokens, mask, chosen, cfg)
 
     def _gathered(self, made: _Prepared, *, keep_final: bool = False, out: Path | None = None) -> FeatureActs:
-        origin: dict[str, Any] = {"facts": plain_facts(self.facts), "dtype": self.dtype}
+        origin: dict[str, Any] = {"facts": plain_facts(self.facts)}
+        origin["dtype"] = self.dtype or _dtype_of(made.capture.models[0])
         if not isinstance(self.dictionary, Dictionary):
             origin["dictionary"] = _absolute(str(self.dictionary))
         if all(isinstance(model, str | Path) for model in self.models):
@@ -151,6 +155,16 @@ class RenderJob:
             progress=made.cfg.verbose, keep_final=keep_final, latent_scaling=self.latent_scaling,
             replacement=self.replacement, out=out, origin=origin | self.origin,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A store with what was found for it. `chosen`: features, None for all that are there."""
+
+    acts: FeatureActs
+    dictionary: Dictionary
+    models: "list[HookedTransformer] | None"
+    chosen: list[int] | None
 
 
 @dataclass
@@ -173,27 +187,33 @@ class StoredJob:
     def run(self, verdict: Verdict) -> SaeVisData:
         """-> dashboards; `verdict` hears what the gathering found."""
         check_effect(self.effect)
-        acts = open_store(self.store)
-        origin = acts.manifest.origin
         if self.without_model and self.effect == "full":
             raise ValueError("effect full runs the model; leave --no-model out")
+        found = self._opened()
+        verdict(found.acts.fidelity)
+        cfg = checked(SaeVisConfig(**self.cfg_fields, features=found.chosen))
+        return SaeVisData.from_store(found.acts, found.dictionary, cfg, model=found.models, effect=self.effect)
+
+    def _opened(self) -> Opened:
+        acts = open_store(self.store)
+        origin = acts.manifest.origin
         where = self.dictionary or self._here(origin.get("dictionary"), "--dictionary")
-        models = list(self.models)
-        if not models and not self.without_model:
-            models = [self._here(name, "--model (or --no-model)") for name in origin.get("models") or [None]]
+        names = list(self.models)
+        if not names and not self.without_model:
+            names = [self._here(name, "--model (or --no-model)") for name in origin.get("models") or [None]]
         facts = {**({} if self.dictionary else plain_facts(origin.get("facts", {}))), **self.facts}
         dictionary = load_dictionary(where, **facts)
-        chosen, top = parse_features(self.features, dictionary, self.layer), top_count(self.features)
-        if top is not None:
-            found = acts if chosen is None else acts.select_features(chosen)
-            chosen = _strongest(found, top, str(self.store)).features.tolist()
-        if chosen is not None:
-            acts.select_features(chosen)  # those that were not gathered are named before the models are loaded
-        dtype = parse_dtype(self.dtype or origin.get("dtype", "float32"))
-        loaded = load_models(models, self.device, dtype) if models else []
-        verdict(acts.fidelity)
-        cfg = checked(SaeVisConfig(**self.cfg_fields, features=chosen))
-        return SaeVisData.from_store(acts, dictionary, cfg, model=loaded or None, effect=self.effect)
+        chosen = self._chosen(acts, dictionary)
+        # of a model in hand it may have been any other
+        dtype = parse_dtype(self.dtype) if self.dtype else DTYPES.get(str(origin.get("dtype")), torch.float32)
+        return Opened(acts, dictionary, load_models(names, self.device, dtype) if names else None, chosen)
+
+    def _chosen(self, acts: FeatureActs, dictionary: Dictionary) -> list[int] | None:
+        """ValueError for features that were not gathered: before the models are loaded."""
+        top = top_count(self.features)
+        chosen = parse_features(self.features, dictionary, self.layer, acts.features.tolist())
+        found = acts if chosen is None else acts.select_features(chosen)
+        return chosen if top is None else _strongest(found, top, str(self.store)).features.tolist()
 
     def _here(self, name: str | None, option: str) -> str:
         """What a store says it was made from, if it lies here: nothing is fetched because a store says so."""
@@ -221,6 +241,11 @@ def _strongest(acts: FeatureActs, count: int, where: str) -> FeatureActs:
     if not len(chosen.features):
         raise ValueError(f"no feature fires on {where}; there is nothing to rank by maximum activation")
     return chosen
+
+
+def _dtype_of(model: "HookedTransformer") -> str:
+    """A model's own: "bfloat16"."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def _absolute(name: str) -> str:

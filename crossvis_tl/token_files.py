@@ -1,5 +1,6 @@
 """Arrays of token ids read from files."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from torch import Tensor
 from crossvis_tl.errors import short_list
 
 TOKEN_SUFFIXES = (".npy", ".npz", ".safetensors", ".pt")
+# Bytes to which a compressed archive may unpack: half a billion ids. A thousandth of it on disk may say so. What is not
+# compressed may be of any size, as a .npy may.
+MOST_UNPACKED = 2**32
+
+
+def is_array(path: Path) -> bool:
+    """Whether it is a file that is named as an array of ids."""
+    return path.suffix.lower() in TOKEN_SUFFIXES and path.is_file()
 
 
 def read_ids(path: Path) -> Int[Tensor, "rows positions"]:
@@ -32,21 +41,36 @@ def integers(tokens: Tensor) -> bool:
 
 
 def _read_array(path: Path) -> Tensor:
+    suffix = path.suffix.lower()
+    if (unpacked := _unpacked(path)) > MOST_UNPACKED:
+        raise ValueError(
+            f"{path} unpacks to {unpacked / 2**30:,.1f} GiB, more than the {MOST_UNPACKED / 2**30:,.1f} GiB that are "
+            "unpacked here; save the ids as .npy, or with numpy.savez, which does not compress"
+        )
     try:
-        if path.suffix == ".npy":
+        if suffix == ".npy":
             return _from_numpy(np.load(path, allow_pickle=False))
-        if path.suffix == ".npz":
+        if suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
                 content: Any = {name: _from_numpy(archive[name]) for name in archive.files}
-        elif path.suffix == ".safetensors":
+        elif suffix == ".safetensors":
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # numpy, torch, zipfile and pickle each raise their own kinds for damaged files
         raise ValueError(
-            f"{path} is no readable {path.suffix} file of token ids; it is damaged or holds other data"
+            f"{path} is no readable {suffix} file of token ids; it is damaged or holds other data"
         ) from error
     return content if isinstance(content, Tensor) else _only(content, path)
+
+
+def _unpacked(path: Path) -> int:
+    """Bytes that the compressed members of an archive become, as it says and is held to; 0 for what is no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(one.file_size for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED)
+    except Exception:  # zipfile raises many kinds for damaged files; who reads it says so
+        return 0
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:

@@ -1,7 +1,7 @@
 """Token sets: read from files, texts and datasets, and checked against the model."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from crossvis_tl.corpora import open_corpus
 from crossvis_tl.documents import Corpus, Packing, Reading
-from crossvis_tl.packing import around, joined, one_of_each
-from crossvis_tl.token_files import TOKEN_SUFFIXES, integers, read_ids
+from crossvis_tl.packing import around, joined, one_of_each, stacked
+from crossvis_tl.token_files import integers, is_array, read_ids
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 HUB_SEQUENCES = 24_576
 # Texts are tokenised so many characters at a time, at least one text.
 CHARACTERS = 2**20
+# Texts of the hub that may be too short for a sequence, one after another, before reading ends; and after how many
+# seconds it is shown how many were read.
+PATIENCE, DELAY = 100_000, 3
 log = logging.getLogger(__name__)
 
 
@@ -78,23 +82,23 @@ def load_token_set(  # noqa: PLR0913 - all that can be said of texts
 
     `source`: an array of ids (`.npy`, `.npz`, `.safetensors`, `.pt`), taken as it is; JSON lines (`.jsonl`, `.json`,
     also gzipped) or Parquet, texts or lists of ids in `column` (default "tokens", "input_ids", "text", "content" or
-    "problem"); any other file is one text; a folder of Parquet or JSON lines files, or what `datasets.save_to_disk`
-    wrote; a dataset's id on the hub, "org/name" or "org/name@revision". `split`, `subset`: of a dataset; default
-    "train" and its only one. Documents are read until there are `n_sequences`, default all, and 24,576 of the hub.
+    "problem"); any other file is one text, unless it is named as what is none (`.csv`, `.zst`); a folder of Parquet or
+    JSON lines files, or what `datasets.save_to_disk` wrote; a dataset's id on the hub, "org/name" or
+    "org/name@revision". `split`, `subset`: of a dataset; default "train" and its only one. Documents are read until
+    there are `n_sequences`, default all, and 24,576 of the hub.
 
     Each sequence has `context` tokens. Texts are joined: BOS begins each sequence and stands between two texts, where
     it does not count, and what does not fill a last sequence is dropped, as sae_lens does
-    (`concat_and_batch_sequences`). `packing`="each"
-    takes the first `context` tokens of each text and leaves out shorter ones, as SAEDashboard's runner does. Lists of
-    ids are taken one each unless `packing`="joined". `prepend_bos`: whether BOS begins each sequence; default where the
-    tokenizer has one, and for ids as they are.
+    (`concat_and_batch_sequences`). `packing`="each" takes the first `context` tokens of each text and leaves out
+    shorter ones, as SAEDashboard's runner does. Lists of ids are taken one each unless `packing`="joined".
+    `prepend_bos`: whether BOS begins each sequence; default where the tokenizer has one, and for ids as they are.
 
     `prefix`, `suffix`: texts whose tokens every sequence has behind BOS and at its end, within `context`; with
     `count_affixes`=False they are left out of statistics and examples. `shuffle`: documents and sequences in an order
     drawn by `seed`; of a file or dataset that is read in order, from ten thousand documents at a time.
 
-    FileNotFoundError, IsADirectoryError or ValueError naming the source; an array's ids are compared to a model later
-    (`checked_tokens`).
+    FileNotFoundError, IsADirectoryError or ValueError naming the source, also for what unpacks to more than is read; an
+    array's ids are compared to a model later (`checked_tokens`).
     """
     reading = Reading(
         n_sequences, prefix, suffix, count_affixes, prepend_bos, packing, shuffle, seed, column, split, subset
@@ -105,18 +109,27 @@ def load_token_set(  # noqa: PLR0913 - all that can be said of texts
 def open_tokens(source: str | Path, reading: Reading) -> Tensor | Corpus:
     """Before long work: an array of ids, or documents whose first one is good. Raises as `load_token_set`."""
     path = Path(source)
-    if path.suffix not in TOKEN_SUFFIXES or not path.is_file():
+    if not is_array(path):
         return open_corpus(source, reading)
     reading.refuse(f"{path}, an array", "column", "split", "subset", "packing")
     return read_ids(path)
 
 
-def token_set(opened: Tensor | Corpus, tokenizer: Any, context: int, reading: Reading, origin: str) -> TokenSet:
-    """The sequences of what `open_tokens` gave."""
+def token_set(
+    opened: Tensor | Corpus,
+    tokenizer: Any,
+    context: int,
+    reading: Reading,
+    origin: str,
+    *,
+    progress: bool | None = None,
+) -> TokenSet:
+    """The sequences of what `open_tokens` gave. `progress`: whether it is shown how many documents were read, if that
+    takes long; default on a terminal."""
     if context < 2:
         raise ValueError(f"context is {context}; {origin} is cut into sequences of at least 2 tokens")
     if isinstance(opened, Corpus):
-        return _Rows(opened, tokenizer, context, reading).token_set()
+        return _Rows(opened, tokenizer, context, reading, progress).token_set()
     tokens = opened
     if reading.shuffle:
         tokens = tokens[_permutation(len(tokens), reading.seed)]
@@ -130,8 +143,9 @@ def token_set(opened: Tensor | Corpus, tokenizer: Any, context: int, reading: Re
 class _Rows:
     """A corpus as sequences."""
 
-    def __init__(self, corpus: Corpus, tokenizer: Any, context: int, reading: Reading):
-        self.corpus, self.tokenizer, self.context, self.reading = corpus, tokenizer, context, reading
+    def __init__(self, corpus: Corpus, tokenizer: Any, context: int, reading: Reading, progress: bool | None = None):
+        self.corpus, self.tokenizer, self.reading = corpus, tokenizer, reading
+        self.disable = None if progress is None else not progress
         self.packing = reading.packing or ("joined" if corpus.texts else "each")
         if tokenizer is None and (corpus.texts or reading.prefix or reading.suffix):
             what = f"{corpus.origin} is a text" if corpus.texts else "prefix and suffix are texts"
@@ -167,23 +181,24 @@ class _Rows:
         if self.packing == "joined":
             rows = joined(self._numbered(), self.room, self.start, self.bos)
         else:
-            rows = one_of_each(self._numbered(), self.room, self.start, short)
+            patience = PATIENCE if self.corpus.endless else None
+            rows = one_of_each(
+                self._numbered(), self.room, self.start, short, patience=patience, origin=self.corpus.origin
+            )
         n = self.reading.n_sequences
         if n is None and self.corpus.endless:
             n = HUB_SEQUENCES
             log.warning(
                 "the first %s sequences of %s are taken unless it is said how many", f"{n:,}", self.corpus.origin
             )
-        found = list(islice(rows, n))
-        self._say(len(found), n, short)
-        tokens = np.stack([row for row, _ in found])
-        owners = np.stack([owner for _, owner in found])
+        known = self.corpus.separate and (self.corpus.texts or self.packing == "joined")
+        tokens, owners = stacked(islice(rows, n), known)
+        self._say(len(tokens), n, short)
         tokens, owners, uncounted = self._surrounded(tokens, owners)
         order = _permutation(len(tokens), self.reading.seed) if self.reading.shuffle else slice(None)
-        known = self.corpus.separate and (self.corpus.texts or self.packing == "joined")
         return TokenSet(
-            torch.from_numpy(tokens)[order], torch.from_numpy(owners)[order] if known else None, self.corpus.origin,
-            uncounted, self.bos if known and self.packing == "joined" else None,
+            torch.from_numpy(tokens)[order], None if owners is None else torch.from_numpy(owners)[order],
+            self.corpus.origin, uncounted, self.bos if known and self.packing == "joined" else None,
         )  # fmt: skip
 
     def _say(self, n_found: int, n: int | None, short: list[int]) -> None:
@@ -201,7 +216,9 @@ class _Rows:
         if n is not None and n_found < n:
             log.info("%s gives %s sequences, fewer than %s", origin, f"{n_found:,}", f"{n:,}")
 
-    def _surrounded(self, tokens: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    def _surrounded(
+        self, tokens: np.ndarray, owners: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
         """With prefix and suffix, and their positions if they do not count."""
         if not self.prefix and not self.suffix:
             return tokens, owners, ()
@@ -209,14 +226,18 @@ class _Rows:
         if self.prefix and begins.any() and not begins.all():
             raise ValueError(f"some sequences of {self.corpus.origin} begin with BOS and some do not; prepend_bos=True")
         first, n = int(bool(self.prefix) and begins.all()), len(self.prefix)
-        tokens = np.stack([around(row, self.prefix, self.suffix, bool(first)) for row in tokens])
-        columns = [*range(first)] + [first] * n + [*range(first, owners.shape[1])] + [-1] * len(self.suffix)
+        columns = [*range(first)] + [first] * n + [*range(first, tokens.shape[1])] + [-1] * len(self.suffix)
         positions = (*range(first, first + n), *range(-len(self.suffix), 0))
-        return tokens, owners[:, columns], () if self.reading.count_affixes else positions
+        return (
+            around(tokens, self.prefix, self.suffix, bool(first)), None if owners is None else owners[:, columns],
+            () if self.reading.count_affixes else positions,
+        )  # fmt: skip
 
     def _numbered(self) -> Iterator[tuple[int, np.ndarray]]:
         """Ids of one document after another; documents without any are passed over."""
-        for number, ids in enumerate(self._tokenised() if self.corpus.texts else self.corpus.documents):
+        documents: Iterable[Any] = self._tokenised() if self.corpus.texts else self.corpus.documents
+        seen = tqdm(documents, desc="Reading documents", unit="doc", delay=DELAY, disable=self.disable)
+        for number, ids in enumerate(seen):
             ids = np.asarray(ids, dtype=np.int64)  # noqa: PLW2901
             if self.pad is not None and ((ids[:2] == self.pad).all() or (ids[-2:] == self.pad).all()) and len(ids) > 1:
                 raise ValueError(

@@ -1,5 +1,5 @@
-"""Cross-layer transcoders, transcoder sets and skip transcoders as their users mean them: everything here is held against
-the raw weights and HuggingFace's own forward hooks, none of it against this package's encoding or decoding."""
+"""Cross-layer transcoders, transcoder sets and skip transcoders as their users mean them: everything here is held
+against the raw weights and HuggingFace's own forward hooks, none of it against this package's encoding or decoding."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -25,7 +26,8 @@ from crossvis_tl import (
     open_store,
 )
 from crossvis_tl.cli import app
-from tests.conftest import D_MODEL, N_CTX, N_LAYERS, VOCABULARY
+from crossvis_tl.page_data import feature_page
+from tests.conftest import D_MODEL, N_CTX, N_LAYERS, VOCABULARY, write_crosscoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::crossvis_tl.CrossvisWarning")
 WIDTH = 9
@@ -423,6 +425,56 @@ def test_shares_of_random_weights_add_up_and_a_decoder_of_zeros_has_none(
         assert sum(shares) == pytest.approx(1, abs=5e-3)
 
 
+def test_the_map_has_layers_and_the_layer_that_is_written_most(shown):
+    data, raw = shown
+    head, _ = feature_page(data, None)
+    measures = {one["name"]: one["values"] for one in head["features"]["measures"]}
+    ids = head["features"]["id"]
+    assert measures["layer"] == [feature // WIDTH for feature in ids]
+    for feature, strongest in zip(ids, measures["strongest_site"], strict=True):
+        s, i = divmod(feature, WIDTH)
+        norms = {t: float(W[i].norm()) for (source, t), W in raw.decoders.items() if source == s}
+        assert strongest == max(norms, key=norms.__getitem__)
+    fidelity = head["fidelity"]
+    assert [len(fidelity[key]) for key in ("sites", "groups")] == [N_LAYERS, N_LAYERS]
+    assert len(fidelity["losses"][0]["sites"]) == N_LAYERS
+
+
+def test_a_crosscoder_of_two_models_is_put_into_each(tmp_path, hf_models, tl_models, tokens):
+    """Both models' reconstructions come from both models' activations as they are; tokens that do not count stay."""
+    folder = write_crosscoder(tmp_path / "cc")
+    state = torch.load(folder / "cc_weights.pt", weights_only=True)
+    acts = gather(load_dictionary(folder), tl_models, tokens[:8], masked_positions=[4, 5], replacement=True)
+    counted = torch.ones(8, N_CTX, dtype=torch.bool)
+    counted[:, [0, 4, 5]] = False
+
+    def run(hf, changed: Tensor | None):
+        seen: list[Tensor] = []
+
+        def hook(module, args, output):
+            stream = output[0] if isinstance(output, tuple) else output
+            seen.append(stream)
+            if changed is None:
+                return None
+            new = stream.clone()
+            new[counted] = changed[counted]
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        handle = hf.transformer.h[1].register_forward_hook(hook)
+        with torch.no_grad():
+            logits = hf(tokens[:8]).logits
+        handle.remove()
+        return logits, seen[0]
+
+    x = [run(hf, None)[1] for hf in hf_models]
+    features = sum((x[m] @ state["W_enc"][m] for m in range(2)), start=state["b_enc"]).clamp_min(0)
+    assert len(acts.fidelity.losses) == 2
+    for m, (found, hf) in enumerate(zip(acts.fidelity.losses, hf_models, strict=True)):
+        recon = features @ state["W_dec"][:, m] + state["b_dec"][m]
+        for value, changed in ((found.clean, None), (found.sites[0].loss, recon), (found.sites[0].zeroed, 0 * recon)):
+            assert value == pytest.approx(nats(run(hf, changed)[0], tokens[:8], counted), abs=2e-4)
+
+
 # Layers by themselves
 
 
@@ -444,8 +496,6 @@ def test_a_layers_features_alone_are_what_they_are_among_all(pair, tl_models, to
 def desk(tmp_path_factory, models_dir, tokens):
     folder = tmp_path_factory.mktemp("desk")
     raw = full_clt(folder / "clt")
-    import numpy as np
-
     np.save(folder / "tokens.npy", tokens.numpy())
     base = ["--model", str(models_dir / "tuned"), "--dictionary", str(folder / "clt"), "--processing", "none"]
     return folder, raw, [*base, "--tokens", str(folder / "tokens.npy"), "--device", "cpu"]
@@ -455,12 +505,8 @@ def invoke(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def titles(page: Path) -> set[str]:
-    return set(re.findall(r"L\dF\d+", page.read_text()))
-
-
 def test_a_layer_on_the_command_line_numbers_features_within_it(desk, hf_models, tokens, tmp_path):
-    folder, raw, words = desk
+    _, raw, words = desk
     store = tmp_path / "store"
     result = invoke("gather", *words, "--layer", 1, "--out", store)
     assert result.exit_code == 0, result.output

@@ -261,6 +261,11 @@ def stopped_after(monkeypatch, module, name: str, calls: int) -> Callable:
     return real
 
 
+def killed_long_ago(path: Path) -> None:
+    path.write_bytes(b"of a run that was killed")
+    os.utime(path, (0, 0))
+
+
 @pytest.mark.parametrize("calls", [0, 1, 4, 7])
 def test_a_stopped_delphi_export_goes_on(tmp_path, clt_store, monkeypatch, calls):
     whole = contents(export_delphi(clt_store, tmp_path / "whole", n_splits=3))
@@ -273,7 +278,7 @@ def test_a_stopped_delphi_export_goes_on(tmp_path, clt_store, monkeypatch, calls
     assert not list(folder.rglob("*.part"))
     with pytest.raises(AssertionError, match="has no config"):  # what is not whole is not read as if it were
         DelphiReader(folder)
-    (folder / "blocks.0.hook_resid_mid" / ".0_5.safetensors.0123abcd.part").write_bytes(b"of a run that was killed")
+    killed_long_ago(folder / "blocks.0.hook_resid_mid" / ".0_5.safetensors.0123abcd.part")
     monkeypatch.setattr(delphi_export, "_append_values", real)
     export_delphi(clt_store, folder, n_splits=3)
     assert contents(folder) == whole
@@ -496,7 +501,7 @@ def test_a_stopped_export_of_dashboards_goes_on(tmp_path, shown, monkeypatch, ca
         export_circuit_tracer(shown, folder)
     assert not (folder / "index.json.gz").exists()
     assert not list(folder.glob(".*"))
-    (folder / ".layer_1.bin.0123abcd.part").write_bytes(b"of a run that was killed")
+    killed_long_ago(folder / ".layer_1.bin.0123abcd.part")
     done = {path: path.stat().st_mtime_ns for path in folder.glob("layer_*.bin")}
     monkeypatch.setattr(tracer_export, "feature_record", real)
     export_circuit_tracer(shown, folder)

@@ -3,6 +3,7 @@ of the same weights is in test_neuronpedia_compat.py."""
 
 import gzip
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -315,10 +316,15 @@ def test_a_stopped_export_goes_on(tmp_path, store, asked, layout, calls):
     assert {path: path.stat().st_mtime_ns for path in times} == times  # what was whole is not made again
 
 
+def left_long_ago(path: Path) -> None:
+    path.write_text("{")
+    os.utime(path, (0, 0))
+
+
 def test_the_rest_of_a_killed_run_is_taken_away(tmp_path, store, asked, written):
     folder = tmp_path / "out"
     export_neuronpedia(store, folder, **asked, end_batch=0)
-    (folder / sub(0) / ".batch-1.json.0123abcd.part").write_text("{")
+    left_long_ago(folder / sub(0) / ".batch-1.json.0123abcd.part")
     export_neuronpedia(store, folder, **asked)
     assert not list(folder.rglob(".*"))
     assert entries(folder / sub(0)) == entries(written / sub(0))
@@ -332,6 +338,10 @@ def cut(name: str) -> Callable[[Path], object]:
     return spoil
 
 
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
 HOSTILE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "other files": ("batches", lambda f: (f / "notes.txt").write_text("mine"),
                     r"holds notes\.txt, which is not of this export for Neuronpedia"),
@@ -340,10 +350,15 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], object], str]] = {
                         "holds files that crossvis_tl did not write"),
     "a damaged note": ("batches", lambda f: (f / "crossvis_export.json").write_text("["), r"export\.json is damaged"),
     "a strange note": ("batches", lambda f: (f / "crossvis_export.json").write_text("[]"), "holds another export"),
-    "features cut": ("source", cut("features/batch-2.jsonl.gz"), r"batch-2\.jsonl\.gz is damaged \(.*\); delete it"),
+    "features cut": ("source", cut("features/batch-2.jsonl.gz"), r"batch-2\.jsonl\.gz is damaged: .*; delete it"),
     "activations cut": ("source", cut("activations/batch-0.jsonl.gz"), r"batch-0\.jsonl\.gz is damaged"),
     "features lost": ("source", lambda f: (f / "features/batch-0.jsonl.gz").write_bytes(gzip.compress(b"{}\n")),
-                      r"is damaged: it holds 1 features of 7"),
+                      r"batch-0\.jsonl\.gz is damaged: it is not as it was written; delete it"),
+    "another batch": ("source", lambda f: shutil.copy(f / "features/batch-0.jsonl.gz", f / "features/batch-1.jsonl.gz"),
+                      r"batch-1\.jsonl\.gz is damaged"),
+    "one for the other": ("source", lambda f: shutil.copy(f / "features/batch-0.jsonl.gz", f / "activations"),
+                          r"activations.batch-0\.jsonl\.gz is damaged"),
+    "bytes behind it": ("source", lambda f: append(f / "features/batch-0.jsonl.gz"), r"batch-0\.jsonl\.gz is damaged"),
     "foreign features": ("source", lambda f: (f / "features/more.gz").write_bytes(b""), r"holds more\.gz"),
 }  # fmt: skip
 

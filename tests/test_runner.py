@@ -103,8 +103,28 @@ def test_the_settings_are_written_down_as_they_were_given(cfg):
         said = json.loads(path.read_text())
         theirs = json.loads(ORACLE.read_text())
         assert list(said) == list(theirs)
-        assert said == said | {name: getattr(cfg, name) for name in theirs if name != "outputs_dir"}
+        kinds = ("use_clt", "use_transcoder", "use_skip_transcoder")  # which need not be said
+        given = {name: getattr(cfg, name) for name in theirs if name not in ("outputs_dir", *kinds)}
+        assert said == said | {name: value for name, value in given.items() if value is not None and value != ""}
     assert len(list(folder.glob("*/run_settings.json"))) == N_LAYERS
+
+
+def test_what_was_left_open_is_written_down_as_it_is(cfg):
+    """The settings by which SAEDashboard would make the same folder."""
+    cfg.outputs_dir, cfg.ignore_positions, cfg.from_local_sae = Path(cfg.outputs_dir), (2, -1), False
+    folder = NeuronpediaRunner(cfg).run(progress=False)
+    found = sorted(folder.glob("*/run_settings.json"))
+    for layer, path in enumerate(found):
+        said = json.loads(path.read_text())
+        assert list(said) == list(json.loads(ORACLE.read_text()))
+        known = {
+            "layer": layer, "clt_layer_idx": layer, "model_id": "tuned", "np_set_name": "clt-tiny", "use_clt": True,
+            "use_transcoder": False, "from_local_sae": True, "model_dtype": "float32", "sae_dtype": "float32",
+            "sae_device": "cpu", "model_device": "cpu", "activation_store_device": "cpu", "model_n_devices": 1,
+            "prefix_str": None, "outputs_dir": str(folder), "ignore_positions": [2, -1], "shuffle_tokens": False,
+        }  # fmt: skip
+        assert said == said | known
+    assert len(found) == N_LAYERS
 
 
 def test_one_layer_and_some_batches_of_it(cfg):

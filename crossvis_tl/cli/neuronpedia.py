@@ -59,7 +59,9 @@ def neuronpedia(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     prepend_bos: Annotated[
         bool | None, typer.Option("--prepend-bos/--no-prepend-bos", help="BOS begins each prompt; default of texts.")
     ] = None,
-    shuffle_tokens: Annotated[bool, typer.Option("--shuffle-tokens/--no-shuffle-tokens")] = True,
+    shuffle_tokens: Annotated[
+        bool, typer.Option("--shuffle-tokens/--no-shuffle-tokens", help="Texts in an order drawn by a fixed seed.")
+    ] = True,
     sparsity_threshold: Annotated[int, typer.Option(help="Written down; filters nothing.")] = -6,
     use_wandb: Annotated[bool, typer.Option("--use-wandb", help=NO_EFFECT)] = False,
     device: common.Device = None,
@@ -80,7 +82,8 @@ def neuronpedia(  # noqa: PLR0913, PLR0917 - each option is one of the user's
 ) -> None:
     """Write what Neuronpedia imports, from SAEDashboard's options: gathered once, a file for each batch of features.
 
-    The same command again goes on where it was stopped.
+    The same command again goes on where it was stopped. Once one run has gathered, others may write other batches at
+    the same time (--start-batch, --end-batch). What each setting of SAEDashboard's is here: docs/from-sae-dashboard.md.
     """
     with user_errors():
         from crossvis_tl.export import NeuronpediaRelease, NeuronpediaRunner, NeuronpediaRunnerConfig

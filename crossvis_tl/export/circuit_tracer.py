@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from crossvis_tl.build import Showing
 from crossvis_tl.dashboards import Dashboards
 from crossvis_tl.dictionary import Dictionary
-from crossvis_tl.export.batches import Made, Shown, Stored, opened, sources
+from crossvis_tl.export.batches import Made, Shown, Source, Stored, opened, sources
 from crossvis_tl.export.folders import check_names, digest, open_folder
 from crossvis_tl.export.records import ABSENT, as_json, feature_record, packed, scanned
 from crossvis_tl.feature_acts import FeatureActs
@@ -45,16 +45,14 @@ AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
-class Layer:
-    """`number`: as the graphs have it. `first`: number of its first feature in the dictionary."""
+class Layer(Source):
+    """`layer`: its number, as the graphs have it."""
 
-    number: int
-    first: int
-    width: int
+    layer: int
 
     @property
     def file(self) -> str:
-        return f"layer_{self.number}.bin"
+        return f"layer_{self.layer}.bin"
 
 
 def export_circuit_tracer(
@@ -90,16 +88,16 @@ def export_circuit_tracer(
         raise FileExistsError(
             f"{folder} holds another export, of other dashboards or another dictionary; give another folder"
         )
-    known = {layer.number: _offsets(folder, layer) for layer in layers if layer.file in there}
+    known = {layer.layer: _offsets(folder, layer) for layer in layers if layer.file in there}
     open_folder(folder, names)
     if OURS not in there:
         write_whole(folder / OURS, [json.dumps(about, indent=1)])
-    missing = [layer for layer in layers if layer.number not in known]
+    missing = [layer for layer in layers if layer.layer not in known]
     with _told(folder, len(layers), known):
-        total = sum(len(_own(shown, layer)) for layer in missing)
+        total = sum(len(layer.own(shown.features)) for layer in missing)
         with tqdm(total=total, desc="Exporting", unit="feature", disable=not progress) as bar:
             for layer in missing:
-                known[layer.number] = _write_layer(folder / layer.file, shown, layer, bar)
+                known[layer.layer] = _write_layer(folder / layer.file, shown, layer, bar)
     _write_index(folder / INDEX, layers, known)
     return folder
 
@@ -133,10 +131,6 @@ def _layers(dictionary: Dictionary) -> list[Layer]:
     return [Layer(source.layer, source.first, source.width) for source in found if source.layer is not None]
 
 
-def _own(shown: Shown, layer: Layer) -> list[int]:
-    return [feature for feature in shown.features if layer.first <= feature < layer.first + layer.width]
-
-
 def _identity_of(shown: Shown, layers: list[Layer]) -> str:
     """Of all that is written, and of the dictionary: known for a store without making a dashboard."""
     if isinstance(shown, Stored):
@@ -152,9 +146,9 @@ def _identity(data: Dashboards, dictionary: Dictionary, layers: list[Layer]) -> 
     def pieces() -> Iterator[bytes]:
         yield dictionary_fingerprint(dictionary).encode()
         for layer in layers:
-            yield f"{layer.number} {layer.first} {layer.width}".encode()
-            for feature in sorted(f for f in data.feature_data_dict if layer.first <= f < layer.first + layer.width):
-                yield as_json(feature_record(data, feature, layer.number, feature - layer.first))
+            yield f"{layer.layer} {layer.first} {layer.width}".encode()
+            for feature in layer.own(list(data.feature_data_dict)):
+                yield as_json(feature_record(data, feature, layer.layer, feature - layer.first))
 
     return digest(pieces())
 
@@ -195,7 +189,7 @@ def _write_layer(path: Path, shown: Shown, layer: Layer, bar: "tqdm[Any]") -> li
 
 def _records(shown: Shown, layer: Layer) -> Iterator[tuple[int, bytes]]:
     """-> index in the layer and record, ascending; dashboards of a store are made, and gone, some at a time."""
-    own = _own(shown, layer)
+    own = layer.own(shown.features)
     size = len(own) if isinstance(shown, Made) else AT_A_TIME
     for begin in range(0, len(own), max(size, 1)):
         yield from _some_records(shown, own[begin : begin + size], layer)
@@ -205,12 +199,12 @@ def _some_records(shown: Shown, features: list[int], layer: Layer) -> Iterator[t
     data = shown.batch(features)
     for feature in features:
         index = feature - layer.first
-        yield index, as_json(feature_record(data, feature, layer.number, index))
+        yield index, as_json(feature_record(data, feature, layer.layer, index))
 
 
 def _write_index(path: Path, layers: list[Layer], offsets: dict[int, list[int]]) -> None:
     """Last, so that a front-end finds nothing before all is there."""
     content: dict[str, Any] = {"version": "1.0", "format": "variable_chunks"}
-    content |= {str(layer.number): {"filename": layer.file, "offsets": offsets[layer.number]} for layer in layers}
+    content |= {str(layer.layer): {"filename": layer.file, "offsets": offsets[layer.layer]} for layer in layers}
     with drafted(path) as draft, clear_errors(path):
         draft.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), 6, mtime=0))

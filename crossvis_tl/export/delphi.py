@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from crossvis_tl.errors import check_word, short_list
-from crossvis_tl.export.folders import check_names, digest_of, open_folder
+from crossvis_tl.export.folders import check_names, digest_of, name_problem, open_folder
 from crossvis_tl.export.streamed import NAMES, Append, streamed
 from crossvis_tl.feature_acts import Block, FeatureActs
 from crossvis_tl.files import read_json, write_whole
@@ -36,8 +36,6 @@ from crossvis_tl.store import open_store
 CONFIG, WHAT = "config.json", "an export for Delphi"
 # Activations held at a time.
 BLOCK = 2**20
-# Names of files and folders end here on most systems.
-LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -157,33 +155,24 @@ def _hook_names(manifest: Manifest) -> list[str]:
     if len(groups) == 1:
         hooks = set(sources)
         alone = hooks.pop() if len(hooks) == 1 else None
-        return [alone if alone and not _name_problem(alone) else "crosscoder"]
+        return [alone if alone and not name_problem(alone) else "crosscoder"]
     hooks = [hook or "" for hook in sources]
-    if len(hooks) == len(groups) == len(set(hooks)) and not any(map(_name_problem, hooks)):
+    if len(hooks) == len(groups) == len(set(hooks)) and not any(map(name_problem, hooks)):
         return hooks
     names = [name for name, _ in groups]
-    usable = len(set(names)) == len(names) and not any(map(_name_problem, names))
+    usable = len(set(names)) == len(names) and not any(map(name_problem, names))
     return names if usable else [f"group_{g}" for g in range(len(groups))]
 
 
 def _checked_names(names: list[str], n: int) -> list[str]:
     if len(names) != n:
         raise ValueError(f"modules names {len(names)} hook points ({short_list(names, 4)}); these features are of {n}")
-    problems = [problem for name in names if (problem := _name_problem(name))]
+    problems = [problem for name in names if (problem := name_problem(name))]
     if problems:
         raise ValueError(f"modules: {problems[0]}")
     if len(set(names)) < n:
         raise ValueError(f"modules names a hook point twice: {short_list(names, 4)}")
     return names
-
-
-def _name_problem(name: str) -> str | None:
-    """Why a text cannot be a folder's name, None where it can."""
-    if not name or name.startswith(".") or len(name.encode()) > LONGEST:
-        return f"{name[:40]!r} is empty, begins with a dot or is too long for a folder's name"
-    if any(character in "/\\:" or not character.isprintable() for character in name):
-        return f"{name!r} cannot be a folder's name"
-    return None
 
 
 def _config(acts: FeatureActs, n_splits: int, model_name: str, identity: str) -> dict[str, Any]:

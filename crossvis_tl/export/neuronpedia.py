@@ -101,16 +101,20 @@ def export_neuronpedia(  # noqa: PLR0913 - the user's own call, with SAEDashboar
     activations fit in memory. `of_model`: whose logits and neurons, of several models. `unit_decoders`: of features
     with one decoder row each, activations are multiplied by its length and logits divided by it, as SAEDashboard does
     for SAEs and transcoders. `seed`: of samples. `settings`: of run_settings.json, in
-    place of what is known. `progress`: shown.
+    place of what is known; what JSON can hold. `progress`: shown.
+
+    Several may write to one folder at a time, each its own batches (`start_batch`, `end_batch`).
 
     ValueError for what cannot be, before anything is written; FileExistsError where a source's folder holds something
     else or another export; OSError where it cannot be written.
     """
     check_layout(layout, release)
     asked = Asked(
-        model_id, source_set, sae_id_suffix, release, dataset, features_per_batch, start_batch, end_batch, n_quantiles,
-        top_acts_group_size, quantile_group_size, correlated, of_model, skip_dead,
-        unit_decoders, DIGITS[layout], settings or {},
+        model_id=model_id, source_set=source_set, suffix=sae_id_suffix, release=release, dataset=dataset,
+        features_per_batch=features_per_batch, start_batch=start_batch, end_batch=end_batch, n_quantiles=n_quantiles,
+        top_acts_group_size=top_acts_group_size, quantile_group_size=quantile_group_size, correlated=correlated,
+        of_model=of_model, skip_dead=skip_dead, unit_decoders=unit_decoders, digits=DIGITS[layout],
+        settings=settings or {},
     )  # fmt: skip
     if isinstance(store, str | Path):
         store = open_store(store)

@@ -1,12 +1,10 @@
 """The folders of an export for Neuronpedia, one for each source: what lies there, and what is still to be written."""
 
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 
 from crossvis_tl.export.batches import Stored
-from crossvis_tl.export.folders import check_names, open_folder
+from crossvis_tl.export.folders import check_names, digest_of, name_problem, open_folder
 from crossvis_tl.export.neuronpedia_parts import Part
 from crossvis_tl.export.neuronpedia_rows import (
     NeuronpediaRelease,
@@ -25,6 +23,7 @@ from crossvis_tl.export.neuronpedia_rows import (
     lines,
     now,
 )
+from crossvis_tl.export.zipped import is_whole, zipped
 from crossvis_tl.files import clear_errors, drafted, read_json, write_whole
 
 OURS, WHAT = "crossvis_export.json", "an export for Neuronpedia"
@@ -38,6 +37,9 @@ class _Folder:
 
     def __init__(self, path: Path, part: Part, names: Iterable[str]):
         self.path, self.part, self.names = path, part, [OURS, *names]
+        problem = name_problem(path.name)
+        if problem:
+            raise ValueError(f"the folder of layer {part.layer}: {problem}")
         self.there = check_names(path, self.names, WHAT)
         self.created = now()
         self._check_ours()
@@ -179,9 +181,17 @@ class SourceFolder(_Folder):
         """Batches to be written. ValueError for one that is there and is not whole."""
         there = [number for number in self.part.wanted if all(self.gz[number] in held for held in self.held)]
         for number in there:
-            _check_lines(self.kinds[0] / self.gz[number], len(self.part.batches[number]))
-            _check_lines(self.kinds[1] / self.gz[number], None)
+            for folder in self.kinds:
+                path = folder / self.gz[number]
+                if not is_whole(path, self._mark(path)):
+                    raise ValueError(
+                        f"{path} is damaged: it is not as it was written; delete it, and the export makes it again"
+                    )
         return [number for number in self.part.wanted if number not in there]
+
+    def _mark(self, path: Path) -> bytes:
+        """Of a batch's file."""
+        return bytes.fromhex(digest_of({"export": self.part.identity, "file": [path.parent.name, path.name]}))
 
     def begin(self) -> None:
         self._open()
@@ -198,15 +208,13 @@ class SourceFolder(_Folder):
         with ExitStack() as stack:
             drafts = [stack.enter_context(drafted(path)) for path in paths]
             with ExitStack() as opened:
-                files = [opened.enter_context(_zipped(draft, path)) for draft, path in zip(drafts, paths, strict=True)]
+                features, activations = (
+                    opened.enter_context(zipped(draft, path, self._mark(path)))
+                    for draft, path in zip(drafts, paths, strict=True)
+                )
                 for entry in self.part.entries(number):
-                    rows = activation_rows(entry, self.place, self.release.creator_id)
-                    for file, path, made in zip(
-                        files, paths, ([feature_row(entry, self.place, self.release.creator_id)], rows), strict=True
-                    ):
-                        content = b"".join(lines(made))
-                        with clear_errors(path):
-                            file.write(content)
+                    features.write(b"".join(lines([feature_row(entry, self.place, self.release.creator_id)])))
+                    activations.write(b"".join(lines(activation_rows(entry, self.place, self.release.creator_id))))
 
 
 def _batch(number: int) -> str:
@@ -216,26 +224,3 @@ def _batch(number: int) -> str:
 def _write_if_other(path: Path, text: str) -> None:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_whole(path, [text])
-
-
-@contextmanager
-def _zipped(draft: Path, path: Path) -> Iterator[gzip.GzipFile]:
-    """The same bytes each time: no name and no time in it."""
-    with clear_errors(path):
-        raw = draft.open("xb")
-    with raw:
-        file = gzip.GzipFile(filename="", mode="wb", compresslevel=5, fileobj=raw, mtime=0)
-        yield file
-        with clear_errors(path):
-            file.close()
-            raw.flush()
-
-
-def _check_lines(path: Path, expected: int | None) -> None:
-    try:
-        with gzip.open(path) as file:
-            n = sum(1 for _ in file)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and the export makes it again") from error
-    if expected not in (None, n):
-        raise ValueError(f"{path} is damaged: it holds {n} features of {expected}; delete it, and it is made again")

@@ -9,7 +9,7 @@ from typing import Any
 from crossvis_tl.dashboards import Dashboards
 from crossvis_tl.errors import check_word
 from crossvis_tl.export.batches import Made, Shown, Source, Stored, split
-from crossvis_tl.export.folders import digest_of
+from crossvis_tl.export.folders import digest_of, name_problem
 from crossvis_tl.export.neuronpedia_features import Beside, Words, feature_entry
 from crossvis_tl.export.neuronpedia_rows import NeuronpediaRelease
 from crossvis_tl.export.neuronpedia_tables import (
@@ -23,17 +23,42 @@ from crossvis_tl.export.neuronpedia_tables import (
 )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Characters of the names together; in a folder's name a hook and a number stand beside them.
+LONGEST = 120
 
 
 def check_names(model_id: str, source_set: str, sae_id_suffix: str | None) -> None:
-    """ValueError for what cannot be a name of Neuronpedia's."""
-    for name, value in {"model_id": model_id, "source_set": source_set, "sae_id_suffix": sae_id_suffix}.items():
-        if (value is None and name == "sae_id_suffix") or (isinstance(value, str) and NAME.fullmatch(value)):
-            continue
+    """ValueError for what cannot be a name of Neuronpedia's, or of a folder."""
+    named = {"model_id": model_id, "source_set": source_set, "sae_id_suffix": sae_id_suffix}
+    if sae_id_suffix is None:
+        del named["sae_id_suffix"]
+    for name, value in named.items():
+        if not isinstance(value, str) or not NAME.fullmatch(value):
+            raise ValueError(
+                f"{name}={value!r}; expected Neuronpedia's own name, of letters, digits, '-', '_' and '.', such as "
+                "'gemma-2-2b'"
+            )
+        problem = name_problem(value)
+        if problem:
+            raise ValueError(f"{name}: {problem}")
+    length = sum(len(value) for value in named.values())
+    if length > LONGEST:
         raise ValueError(
-            f"{name}={value!r}; expected Neuronpedia's own name, of letters, digits, '-', '_' and '.', such as "
-            "'gemma-2-2b'"
+            f"{', '.join(named)} are {length} characters together, too many for a folder's name; expected at most "
+            f"{LONGEST}"
         )
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """ValueError for what JSON cannot hold."""
+    for name, value in settings.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"settings: {name!r} is {repr(value)[:60]}, which JSON cannot hold; expected texts, finite numbers, "
+                "true, false, None, and lists and mappings of them"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -61,6 +86,9 @@ class Asked:
 
     def __post_init__(self) -> None:
         check_names(self.model_id, self.source_set, self.suffix)
+        check_settings(self.settings)
+        if not isinstance(self.dataset, str):
+            raise ValueError(f"dataset={self.dataset!r}; expected a text")
         for name, least in {"features_per_batch": 1, "start_batch": 0, "end_batch": 0}.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):

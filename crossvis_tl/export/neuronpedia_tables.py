@@ -71,11 +71,14 @@ class Partners:
         self.shown, self.source, self.batches, self.among = shown, source, batches, among
         self.span: list[int] = []
         self.found: dict[int, Neighbours] = {}
+        self.listed: tuple[int, dict[int, Neighbours]] = (-1, {})  # of dashboards: a batch's number, and its own
 
     def of(self, number: int) -> dict[int, Neighbours]:
         """Of the features of a batch, indices in the source."""
         if isinstance(self.shown, Made):
-            return {feature: self._made(self.shown, feature) for feature in self.batches[number]}
+            if self.listed[0] != number:
+                self.listed = (number, {f: self._made(self.shown, f) for f in self.batches[number]})
+            return self.listed[1]
         if number not in self.span:
             self.span = self._span(number)
             mine = [feature for i in self.span for feature in self.batches[i]]

@@ -1,10 +1,12 @@
 """A run of SAEDashboard's for Neuronpedia, from its own settings: gathered once, written a batch at a time."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.documents import Reading
@@ -17,10 +19,11 @@ from crossvis_tl.export.neuronpedia import (
     export_neuronpedia,
     layer_number,
 )
-from crossvis_tl.export.neuronpedia_parts import check_names
+from crossvis_tl.export.neuronpedia_parts import check_names, check_settings
 from crossvis_tl.export.runner_config import NeuronpediaRunnerConfig
 from crossvis_tl.fidelity import Fidelity
 from crossvis_tl.formats import load_dictionary
+from crossvis_tl.manifest import NAME, Manifest
 from crossvis_tl.models import load_model, name_of
 from crossvis_tl.render import RenderJob, parse_dtype
 from crossvis_tl.token_files import TOKEN_SUFFIXES
@@ -28,11 +31,17 @@ from crossvis_tl.token_files import TOKEN_SUFFIXES
 log = logging.getLogger(__name__)
 # What sae_lens' records of how a model was loaded say of its weights (HookedTransformer.from_pretrained).
 PROCESSED_BY = ("fold_ln", "center_writing_weights", "fold_value_biases")
+# Settings that need not be said, as the dictionary says it.
+KINDS = {"use_transcoder": "plt", "use_skip_transcoder": "plt", "use_clt": "clt"}
 
 
 class NeuronpediaRunner:
     """As SAEDashboard's: `NeuronpediaRunner(cfg).run()`. A run that was stopped goes on where it was when it is made
-    again."""
+    again.
+
+    Runs that share the work by `start_batch` and `end_batch` may go at the same time once `store` is whole: let one of
+    them gather it first (or `crossvis gather`, with `crossvis export neuronpedia --store` for each). Two that gather
+    into it at the same time do the same work twice, and one may stop with an error; made again, it goes on."""
 
     def __init__(self, cfg: NeuronpediaRunnerConfig):
         """ValueError for settings that cannot be."""
@@ -52,7 +61,7 @@ class NeuronpediaRunner:
         self._check(dictionary, model_id, layer)
         job = RenderJob(
             models=[model], dictionary=dictionary, tokens=cfg.huggingface_dataset_path, features="all",
-            layer=cfg.clt_layer_idx, device=cfg.model_device or cfg.sae_device, dtype=cfg.model_dtype or "float32",
+            layer=cfg.clt_layer_idx, device=cfg.model_device or cfg.sae_device, dtype=self._dtype(model),
             context=cfg.n_tokens_in_prompt, reading=self._reading(), facts=self._facts(),
             masked_positions=list(cfg.ignore_positions or ()), origin=self._origin(),
             high_norm_multiple=cfg.ignore_high_activation_norm_multiple,
@@ -63,12 +72,13 @@ class NeuronpediaRunner:
         )  # fmt: skip
         store = Path(cfg.store or Path(cfg.outputs_dir) / "gathered")
         store.parent.mkdir(parents=True, exist_ok=True)
+        _tell_if_begun(store)
         acts, capture = job.gathered(store, verdict or (lambda _: None))
         return export_neuronpedia(
             acts, cfg.outputs_dir, dictionary=dictionary, model=capture.models,
             model_id=model_id, source_set=cfg.np_set_name or cfg.sae_set,
             layer=layer, sae_id_suffix=cfg.np_sae_id_suffix, layout=cfg.layout, release=cfg.release,
-            dataset=cfg.huggingface_dataset_path, skip_dead=cfg.skip_dead,
+            dataset=str(cfg.huggingface_dataset_path), skip_dead=cfg.skip_dead,
             features_per_batch=cfg.n_features_at_a_time, start_batch=cfg.start_batch, end_batch=cfg.end_batch,
             n_quantiles=cfg.n_quantiles, top_acts_group_size=cfg.top_acts_group_size,
             quantile_group_size=cfg.quantile_group_size, unit_decoders=dictionary.kind == "sae", progress=progress,
@@ -80,6 +90,7 @@ class NeuronpediaRunner:
         cfg = self.cfg
         check_layout(cfg.layout, cfg.release)
         check_names(model_id, cfg.np_set_name or cfg.sae_set, cfg.np_sae_id_suffix)
+        check_settings(self._settings())
         check_dictionary(dictionary)
         layer_number(dictionary, layer)
         widths = [group.n_features for group in dictionary.groups]
@@ -108,13 +119,15 @@ class NeuronpediaRunner:
 
     def _dictionary(self) -> Dictionary:
         cfg = self.cfg
-        local = cfg.from_local_sae or Path(cfg.sae_path).exists()
-        dictionary = load_dictionary(cfg.sae_path, **self._facts()) if local else self._of_release()
+        dictionary = load_dictionary(cfg.sae_path, **self._facts()) if self._is_local() else self._of_release()
         self._check_kind(dictionary)
         if isinstance(dictionary, SaeLensDictionary) and self.cfg.processing is None:
             dictionary = _processed(dictionary, _trained_on(dictionary))
         dtype = cfg.clt_dtype or cfg.sae_dtype
         return dictionary if dtype in ("", "float32") else dictionary.computing_in(parse_dtype(dtype))
+
+    def _is_local(self) -> bool:
+        return self.cfg.from_local_sae or Path(self.cfg.sae_path).exists()
 
     def _of_release(self) -> Dictionary:
         """By sae_lens' own registry."""
@@ -130,9 +143,8 @@ class NeuronpediaRunner:
         return dictionary if self.cfg.processing is None else _processed(dictionary, self.cfg.processing)
 
     def _check_kind(self, dictionary: Dictionary) -> None:
-        wanted = {"use_transcoder": "plt", "use_skip_transcoder": "plt", "use_clt": "clt"}
         transcodes = dictionary.sources != dictionary.targets
-        for name, kind in wanted.items():
+        for name, kind in KINDS.items():
             if not getattr(self.cfg, name):
                 continue
             fits = dictionary.kind == kind or (kind == "plt" and dictionary.kind == "sae" and transcodes)
@@ -146,11 +158,35 @@ class NeuronpediaRunner:
             raise ValueError(f"the files of {cfg.sae_path} do not name the model; give model= (or hf_model_path=)")
         return model
 
+    def _dtype(self, model: Any) -> str | None:
+        """None: a model in hand stays as it is."""
+        return self.cfg.model_dtype or ("float32" if isinstance(model, str | Path) else None)
+
     def _settings(self) -> Mapping[str, Any]:
-        """What the run was asked for, for run_settings.json."""
+        """What the run was asked for, for run_settings.json; what was left open, the export knows."""
         names = NeuronpediaRunnerConfig.__dataclass_fields__
         ours = ("model", "processing", "facts", "layout", "release", "store", "skip_dead")
-        return {name: getattr(self.cfg, name) for name in names if name not in ours}
+        asked = {name: _plain(getattr(self.cfg, name)) for name in names if name not in ours}
+        if not any(asked[name] for name in KINDS):
+            asked = {name: value for name, value in asked.items() if name not in KINDS}
+        given = {name: value for name, value in asked.items() if value is not None and value != ""}
+        return given | {"from_local_sae": self._is_local()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: paths as texts, positions as a list."""
+    if isinstance(value, Path | torch.device):
+        return str(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _tell_if_begun(store: Path) -> None:
+    if (store / NAME).is_file() and not Manifest.read(store).complete:
+        log.warning(
+            "%s was begun and is not whole: it is gone on with. If another run is gathering into it now, stop this one "
+            "and start it when the other is through",
+            store,
+        )
 
 
 def _processed(dictionary: Dictionary, processing: str) -> Dictionary:

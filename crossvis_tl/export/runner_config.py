@@ -27,7 +27,9 @@ class NeuronpediaRunnerConfig:
     tokens; an array of ids is taken as it is.
     `use_transcoder`, `use_skip_transcoder`, `use_clt`: need not be said; a path that holds something else is
     refused. `clt_layer_idx`: one layer, where SAEDashboard cannot do without; here None means all. `sae_dtype`,
-    `clt_dtype`: of products of weights and activations. `start_batch`, `end_batch`: of each layer, the last included.
+    `clt_dtype`: of products of weights and activations. `model_dtype`: default float32, of a model in hand its own.
+    `start_batch`, `end_batch`: of each layer, the last included; runs by them may go at the same time once what fires
+    is kept (`NeuronpediaRunner`).
 
     Ours: `model`, a folder, an id or a model in hand, default what the files name; `processing`, what the weights were
     trained on, default what SAEDashboard would run; `facts`, others for `load_dictionary`; `layout`, and `release` for

@@ -7,7 +7,7 @@ Training leaves `clt_checkpoint_{step or latest}.safetensors`, `*/model.safetens
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -91,9 +91,15 @@ def chosen(path: Path, files: list[Path], filename: object) -> list[Path]:
 def _told(path: Path, files: list[Path], filename: object) -> Path:
     if path.is_file():
         raise ValueError(f"{path} is a weight file; leave weights_filename={filename!r} out, or give its folder")
+    known = [one.relative_to(path).as_posix() for one in files]
+    # by the name alone: in the hub's cache every file is a link that leads out of its folder
+    name = PureWindowsPath(str(filename))  # which takes both kinds of slashes
+    if name.anchor or ".." in name.parts:
+        raise ValueError(
+            f"weights_filename={filename!r} leads out of {path}; give the name of a file in it: {short_list(known)}"
+        )
     file = path / str(filename)
     if not file.is_file():
-        known = [one.relative_to(path).as_posix() for one in files]
         raise FileNotFoundError(
             f"{path} has no file weights_filename={filename!r}; there is {short_list(known)}."
             f"{near_misses(str(filename), known)}"
