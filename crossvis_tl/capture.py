@@ -101,7 +101,7 @@ class Capture:
             raise ValueError(
                 f"{self.dictionary.name} has a {self.dictionary.activation} that ranks over the batch it is given and "
                 "stored no threshold: the same token would fire other features in other company. Fix it on tokens "
-                "first: dictionary = crossvis_tl.calibrate(dictionary, models, tokens)"
+                "first: dictionary = crossvis_tl.calibrate(dictionary, models, tokens), or --calibrate"
             )
         check_replacements(self.models, self.replacements)
         first = self.models[0].cfg.d_vocab

@@ -12,6 +12,7 @@ from sae_vis.data_config_classes import SaeVisConfig as StockConfig
 from torch import Tensor
 
 from crossvis_tl.asking import checked, for_dictionary, worth_keeping
+from crossvis_tl.calibration import calibrated_on
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.documents import Reading
@@ -23,6 +24,7 @@ from crossvis_tl.formats import load_dictionary
 from crossvis_tl.gathering import gather
 from crossvis_tl.high_norm import check_multiple, without_high_norms
 from crossvis_tl.layouts import SaeVisConfig
+from crossvis_tl.manifest import replacements_from_json
 from crossvis_tl.masking import Mask, Masking, check_masking, set_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
@@ -62,9 +64,11 @@ class RenderJob:
     """`models`, `dictionary`, `tokens`: as `load_model`, `load_dictionary` and `load_token_set` take them; `reading`:
     how tokens are read, of which no more are than `cfg_fields["batch_size"]` sequences. `features`: as in `selection`.
     `facts`: for `load_dictionary`. `cfg_fields`: for `SaeVisConfig`. `choose`: picks, by index, among the features
-    gathered; default all of them, or for "top:N" the strongest. `layer`: only features that read it. `masking` ...,
-    `effect`, `latent_scaling`: as `SaeVisData.create`. Models and dictionary may also be in hand; `origin` then says
-    where they are from, for those who open the store. `dtype`: of the models; None leaves a model in hand as it is."""
+    gathered; default all of them, or for "top:N" the strongest. `layer`: only features that read it. `masked_special`:
+    of "bos", "eos" and "pad", the tokenizer's tokens that do not count anywhere. `calibrate`: a ranking over the batch
+    is replaced by a threshold found on these tokens (`crossvis_tl.calibrate`). `masking` ..., `effect`,
+    `latent_scaling`: as `SaeVisData.create`. Models and dictionary may also be in hand; `origin` then says where they
+    are from, for those who open the store. `dtype`: of the models; None leaves a model in hand as it is."""
 
     models: Sequence[Any]
     dictionary: str | Path | Dictionary
@@ -82,7 +86,9 @@ class RenderJob:
     masking: Masking = "special"
     masked_tokens: Sequence[int | str] = ()
     masked_positions: Sequence[int] = ()
+    masked_special: Sequence[str] = ()
     high_norm_multiple: float | None = None
+    calibrate: bool = False
     effect: Effect = "direct"
     latent_scaling: bool = False
     replacement: bool | None = None
@@ -130,17 +136,24 @@ class RenderJob:
         reading = replace(self.reading, n_sequences=self.cfg_fields.get("batch_size") or self.reading.n_sequences)
         opened = open_tokens(self.tokens, reading)
         models = load_models(list(self.models), self.device, dtype)
-        capture = Capture(dictionary.to(str(models[0].cfg.device)), models, self.token_replacements)
+        dictionary = dictionary.to(str(models[0].cfg.device))
+        calibrating = self.calibrate and dictionary.batch_dependent
+        capture = Capture(dictionary, models, self.token_replacements, calibrating=calibrating)
         tokenizer, context = models[0].tokenizer, min(self.context, models[0].cfg.n_ctx)
         given = token_set(opened, tokenizer, context, reading, str(self.tokens))
         cfg = for_dictionary(checked(SaeVisConfig(**self.cfg_fields)), dictionary)
         given = given.checked(models, cfg.batch_size)
-        mask = set_mask(
-            given, tokenizer, self.masking, masked_tokens=self.masked_tokens, masked_positions=self.masked_positions
-        )
+        special = (getattr(tokenizer, f"{name}_token_id", None) for name in self.masked_special)
+        masked = [*self.masked_tokens, *dict.fromkeys(token for token in special if token is not None)]
+        mask = set_mask(given, tokenizer, self.masking, masked_tokens=masked, masked_positions=self.masked_positions)
         mask = without_high_norms(
             capture, given.tokens, mask, self.high_norm_multiple, out=out, progress=bool(cfg.verbose)
         )
+        if calibrating:
+            dictionary = calibrated_on(
+                dictionary, models, given.tokens, mask, self.token_replacements, progress=bool(cfg.verbose)
+            )
+            capture = Capture(dictionary, models, self.token_replacements)
         return _Prepared(capture, given.tokens, mask, chosen, cfg)
 
     def _gathered(self, made: _Prepared, *, keep_final: bool = False, out: Path | None = None) -> FeatureActs:
@@ -206,7 +219,11 @@ class StoredJob:
         chosen = self._chosen(acts, dictionary)
         # of a model in hand it may have been any other
         dtype = parse_dtype(self.dtype) if self.dtype else DTYPES.get(str(origin.get("dtype")), torch.float32)
-        return Opened(acts, dictionary, load_models(names, self.device, dtype) if names else None, chosen)
+        models = load_models(names, self.device, dtype) if names else None
+        if dictionary.batch_dependent and models is not None:  # as when it was gathered, on the same tokens
+            replacements = replacements_from_json(acts.manifest.replacements)
+            dictionary = calibrated_on(dictionary, models, acts.tokens, acts.mask, replacements)
+        return Opened(acts, dictionary, models, chosen)
 
     def _chosen(self, acts: FeatureActs, dictionary: Dictionary) -> list[int] | None:
         """ValueError for features that were not gathered: before the models are loaded."""

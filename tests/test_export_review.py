@@ -85,14 +85,14 @@ def test_a_model_in_hand_stays_as_it_is_unless_asked(cfg, models_dir, asked, the
     folder = NeuronpediaRunner(cfg).run(progress=False)
     assert {parameter.dtype for parameter in cfg.model.parameters() if parameter.is_floating_point()} == {then}
     name = str(then).removeprefix("torch.")
-    assert json.loads((folder / "gathered" / "manifest.json").read_text())["origin"]["dtype"] == name
+    assert json.loads(next(folder.glob("gathered/*/manifest.json")).read_text())["origin"]["dtype"] == name
     for path in folder.glob("*/run_settings.json"):
         assert json.loads(path.read_text())["model_dtype"] == name
 
 
 def test_a_store_of_a_model_of_any_type_is_opened(cfg, clt_folder, models_dir, tmp_path):
     cfg.model = load_model(models_dir / "tuned", dtype=torch.float64)
-    store = NeuronpediaRunner(cfg).run(progress=False) / "gathered"
+    store = next(NeuronpediaRunner(cfg).run(progress=False).glob("gathered/*"))
     job = StreamedJob(store, "0", None, str(clt_folder), models=[str(models_dir / "tuned")])
     models = job.opened(lambda _: None).models
     assert models is not None
@@ -187,7 +187,7 @@ def test_a_store_that_was_begun_is_told_of(cfg, monkeypatch, caplog):
             NeuronpediaRunner(cfg).run(progress=False)
     assert "was begun and is not whole" not in caplog.text
     NeuronpediaRunner(cfg).run(progress=False)
-    assert "gathered was begun and is not whole: it is gone on with. If another run is gathering" in caplog.text
+    assert " was begun and is not whole: it is gone on with. If another run is gathering" in caplog.text
     caplog.clear()
     NeuronpediaRunner(cfg).run(progress=False)
     assert "was begun" not in caplog.text

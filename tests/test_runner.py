@@ -166,7 +166,7 @@ def test_outlying_norms_are_left_out(cfg):
         batches = (json.loads(path.read_text()) for path in folder.glob("*/batch-*.json"))
         return sum(feature["frac_nonzero"] for batch in batches for feature in batch["features"])
 
-    manifest = json.loads((filtered / "gathered" / "manifest.json").read_text())
+    manifest = json.loads((filtered / "gathered" / "clt-tiny" / "manifest.json").read_text())
     (count,) = [n for what, n in manifest["masked"] if "norm" in what]
     assert count > 20
     assert density(plain) != density(filtered)

@@ -304,7 +304,7 @@ def test_texts_of_any_bytes_reach_every_tool_and_stay_data(tmp_path, clt):
     [
         (["neuronpedia", "--model-id", "a/b", "--source-set", "s"], "a/b"),
         (["neuronpedia", "--model-id", "m", "--source-set", ".."], r"\.\."),
-        (["neuronpedia", "--model-id", "m", "--source-set", "s", "--layer", "7"], "layer=7"),
+        (["neuronpedia", "--model-id", "m", "--source-set", "s", "--layer", "7"], "there is no layer 7"),
         (["neuronpedia", "--model-id", "m", "--source-set", "s", "--features", "999"], "999"),
         (["neuronpedia", "--model-id", "m", "--source-set", "s", "--features", "L9"], "9"),
         (["neuronpedia", "--model-id", "m", "--source-set", "s", "--start-batch", "4"], "start_batch=4"),

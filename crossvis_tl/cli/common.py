@@ -131,6 +131,9 @@ MaskPosition = Annotated[
 HighNorm = Annotated[
     float | None, typer.Option(help="Tokens whose activation norm is over so many times the median do not count.")
 ]
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Replace a ranking over the batch (BatchTopK) by a threshold found here.")
+]
 Replacement = Annotated[
     bool | None,
     typer.Option(

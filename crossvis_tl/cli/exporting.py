@@ -91,7 +91,9 @@ def neuronpedia(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     store: FromStore = None,
     data: FromData = None,
     features: Features = "all",
-    layer: Annotated[int | None, typer.Option(help="Only this layer's features; or the number to give.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Only this layer's features, numbered within it; or the number to give.")
+    ] = None,
     suffix: Annotated[str | None, typer.Option(help="Comes after the source set's name.")] = None,
     layout: Annotated[
         str, typer.Option(help='"batches", as SAEDashboard 0.8 writes, or "source", for Neuronpedia\'s bulk import.')
@@ -132,7 +134,7 @@ def neuronpedia(  # noqa: PLR0913, PLR0917 - each option is one of the user's
         if release is not None:
             said = NeuronpediaRelease(release, title, creator, url, description, hf_repo, hf_folder)
         facts = common.all_facts(fact, subfolder, revision, trust_pickle, None, None)
-        given = _given(store, data, features, dictionary, model, facts, device, no_model)
+        given = _given(store, data, features, dictionary, model, facts, device, no_model, layer)
         export_neuronpedia(
             given.what, folder, model_id=model_id, source_set=source_set, dictionary=given.dictionary,
             model=given.models, layer=layer, sae_id_suffix=suffix, layout=layout, release=said, dataset=dataset,
@@ -152,6 +154,7 @@ def _given(
     facts: Mapping[str, Any],
     device: str | None,
     no_model: bool,
+    layer: int | None = None,
 ) -> "Given":
     """What is to be exported, opened. ValueError for options that do not go together."""
     if (store is None) == (data is None):
@@ -164,9 +167,9 @@ def _given(
     if data is not None:
         if dictionary is None:
             raise ValueError("--data needs --dictionary, which says how many features each layer has")
-        return saved(data, dictionary, facts, features)
+        return saved(data, dictionary, facts, features, layer)
     assert store is not None  # noqa: S101 - said above
-    return StreamedJob(store, features, None, dictionary, facts, model or (), no_model, device).opened(show_fidelity)
+    return StreamedJob(store, features, layer, dictionary, facts, model or (), no_model, device).opened(show_fidelity)
 
 
 def _report(folder: Path, pattern: str) -> None:

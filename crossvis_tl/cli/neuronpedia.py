@@ -15,8 +15,10 @@ NO_EFFECT = "Taken, and changes nothing."
 
 def neuronpedia(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     sae_path: Annotated[str, typer.Option(help="Folder, file or id; or of --sae-set, sae_lens' release, its SAE.")],
-    dataset_path: Annotated[str, typer.Option(help="A dataset's id, or a local file or folder of texts or ids.")],
     sae_set: Annotated[str, typer.Option(help="sae_lens' release; the source set's name without --np-set-name.")],
+    dataset_path: Annotated[
+        str, typer.Option(help="A dataset's id, or a local file or folder of texts or ids; default an SAE's own.")
+    ] = "",
     np_set_name: Annotated[str | None, typer.Option(help="Neuronpedia's name of the source set.")] = None,
     np_sae_id_suffix: Annotated[str | None, typer.Option(help="Comes after the source set's name.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Where the folders are written.")] = Path("neuronpedia_outputs"),

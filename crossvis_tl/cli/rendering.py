@@ -56,6 +56,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     effect: Annotated[str, typer.Option(help="On logits: direct, full (slow) or none.")] = "direct",
     latent_scaling: common.LatentScaling = False,
     replacement: common.Replacement = None,
+    calibrate: common.Calibrate = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="With --store: no effects on logits.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also save the dashboards' data here (.json).")] = None,
     labels: Annotated[Path | None, typer.Option(help=LABELS_HELP)] = None,
@@ -90,7 +91,11 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
                 "--subset": subset, "--column": column, "--packing": packing, "--prefix": prefix, "--suffix": suffix,
                 "--mask-affixes": mask_affixes, "--bos": bos, "--no-bos": bos is False, "--shuffle": shuffle,
             }  # fmt: skip
-            gathering |= {"--replacement": replacement, "--no-replacement": replacement is False}
+            gathering |= {
+                "--calibrate": calibrate,
+                "--replacement": replacement,
+                "--no-replacement": replacement is False,
+            }
             common.refuse_with_store(gathering)
             if no_model and model:
                 raise ValueError("--no-model and --model contradict each other; give one of them")
@@ -116,6 +121,7 @@ def render(  # noqa: PLR0913, PLR0917 - each option is one of the user's
                 masked_tokens=common.token_names(mask_token), masked_positions=mask_position or [],
                 high_norm_multiple=high_norm,
                 effect=effect, latent_scaling=latent_scaling, replacement=replacement,  # type: ignore[arg-type]
+                calibrate=calibrate,
             ).run(verdict=show_fidelity)  # fmt: skip
         data = described.put_to(data)
         data.save_feature_centric_vis(page)

@@ -48,6 +48,7 @@ def gather(  # noqa: PLR0913, PLR0917 - each option is one of the user's
     high_norm: common.HighNorm = None,
     latent_scaling: common.LatentScaling = False,
     replacement: common.Replacement = None,
+    calibrate: common.Calibrate = False,
 ) -> None:
     """Run the model(s) over tokens once and keep what fires, for `crossvis render --store`."""
     with user_errors():
@@ -72,6 +73,7 @@ def gather(  # noqa: PLR0913, PLR0917 - each option is one of the user's
             masking=masking, masked_tokens=common.token_names(mask_token),  # type: ignore[arg-type]
             masked_positions=mask_position or [], high_norm_multiple=high_norm, latent_scaling=latent_scaling,
             replacement=replacement,
+            calibrate=calibrate,
         )  # fmt: skip
         _report(job.gather(store, verdict=show_fidelity), store)
 

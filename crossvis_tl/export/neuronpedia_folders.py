@@ -15,7 +15,6 @@ from crossvis_tl.export.batches import Stored
 from crossvis_tl.export.folders import check_names, digest_of, name_problem, open_folder
 from crossvis_tl.export.neuronpedia_parts import Part
 from crossvis_tl.export.neuronpedia_rows import (
-    NeuronpediaRelease,
     Place,
     about_rows,
     activation_rows,
@@ -165,7 +164,9 @@ class SourceFolder(_Folder):
     """As Neuronpedia's bulk import takes it."""
 
     def __init__(self, root: Path, part: Part):
-        self.release = part.asked.release or NeuronpediaRelease("", "", "")
+        if part.asked.release is None:
+            raise ValueError("this layout needs a release")
+        self.release = part.asked.release
         asked = part.asked
         self.place = Place(asked.model_id, asked.source_set, asked.suffix, part.layer, part.hook, "", part.identity)
         self.gz = [f"batch-{number}.jsonl.gz" for number in range(len(part.batches))]

@@ -5,8 +5,9 @@ Neuronpedia's own tables (hijohnnylin/neuronpedia, utils/neuronpedia-utils): eve
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +36,18 @@ class NeuronpediaRelease:
     hf_repo: str = ""
     hf_folder: str = ""
     creator_id: str = CREATOR
+
+    def __post_init__(self) -> None:
+        """ValueError for what Neuronpedia cannot take."""
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(
+                f"the release's name is {self.name!r}; expected letters, digits, '-', '_' and '.', such as "
+                "'gemma-scope'"
+            )
+        for field_ in fields(self):
+            text = getattr(self, field_.name)
+            if not isinstance(text, str) or "\0" in text:
+                raise ValueError(f"the release's {field_.name} is {text!r}; expected a text without NUL")
 
 
 @dataclass(frozen=True)

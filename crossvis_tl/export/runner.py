@@ -11,7 +11,7 @@ import torch
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.documents import Reading
 from crossvis_tl.encoders import SaeLensDictionary, from_sae_lens
-from crossvis_tl.errors import near_misses
+from crossvis_tl.errors import first_line, near_misses
 from crossvis_tl.export.neuronpedia import (
     check_batches,
     check_dictionary,
@@ -31,6 +31,8 @@ from crossvis_tl.token_files import TOKEN_SUFFIXES
 log = logging.getLogger(__name__)
 # What sae_lens' records of how a model was loaded say of its weights (HookedTransformer.from_pretrained).
 PROCESSED_BY = ("fold_ln", "center_writing_weights", "fold_value_biases")
+# Tokens that count nowhere, wherever they stand.
+IGNORED = ("bos", "eos", "pad")
 # Settings that need not be said, as the dictionary says it.
 KINDS = {"use_transcoder": "plt", "use_skip_transcoder": "plt", "use_clt": "clt"}
 
@@ -59,26 +61,29 @@ class NeuronpediaRunner:
         model_id = cfg.model_id or _last_name(model)
         layer = cfg.clt_layer_idx if cfg.clt_layer_idx is not None else cfg.layer
         self._check(dictionary, model_id, layer)
+        dataset = self._dataset(dictionary)
+        if dictionary.batch_dependent:
+            log.warning("%s stored no threshold: it is found on these prompts first", dictionary.name)
         job = RenderJob(
-            models=[model], dictionary=dictionary, tokens=cfg.huggingface_dataset_path, features="all",
+            models=[model], dictionary=dictionary, tokens=dataset, features="all",
             layer=cfg.clt_layer_idx, device=cfg.model_device or cfg.sae_device, dtype=self._dtype(model),
-            context=cfg.n_tokens_in_prompt, reading=self._reading(), facts=self._facts(),
-            masked_positions=list(cfg.ignore_positions or ()), origin=self._origin(),
+            context=cfg.n_tokens_in_prompt, reading=self._reading(dataset, dictionary), facts=self._facts(),
+            masked_positions=list(cfg.ignore_positions or ()), masked_special=IGNORED, origin=self._origin(),
+            calibrate=dictionary.batch_dependent,
             high_norm_multiple=cfg.ignore_high_activation_norm_multiple,
             cfg_fields={
                 "batch_size": cfg.n_prompts_total, "minibatch_size_tokens": cfg.n_prompts_in_forward_pass,
                 "verbose": progress,
             },
         )  # fmt: skip
-        store = Path(cfg.store or Path(cfg.outputs_dir) / "gathered")
-        store.parent.mkdir(parents=True, exist_ok=True)
+        store = self._store(dictionary)
         _tell_if_begun(store)
         acts, capture = job.gathered(store, verdict or (lambda _: None))
         return export_neuronpedia(
-            acts, cfg.outputs_dir, dictionary=dictionary, model=capture.models,
+            acts, cfg.outputs_dir, dictionary=capture.dictionary, model=capture.models,
             model_id=model_id, source_set=cfg.np_set_name or cfg.sae_set,
             layer=layer, sae_id_suffix=cfg.np_sae_id_suffix, layout=cfg.layout, release=cfg.release,
-            dataset=str(cfg.huggingface_dataset_path), skip_dead=cfg.skip_dead,
+            dataset=str(dataset), skip_dead=cfg.skip_dead,
             features_per_batch=cfg.n_features_at_a_time, start_batch=cfg.start_batch, end_batch=cfg.end_batch,
             n_quantiles=cfg.n_quantiles, top_acts_group_size=cfg.top_acts_group_size,
             quantile_group_size=cfg.quantile_group_size, unit_decoders=dictionary.kind == "sae", progress=progress,
@@ -100,13 +105,33 @@ class NeuronpediaRunner:
         path = Path(self.cfg.sae_path)
         return {"dictionary": str(path.resolve())} if path.exists() else {}
 
-    def _reading(self) -> Reading:
-        """Prompts as SAEDashboard makes them: one of each text. An array of ids is taken as it is."""
-        cfg, path = self.cfg, Path(self.cfg.huggingface_dataset_path)
-        is_array = path.suffix in TOKEN_SUFFIXES and path.is_file()
+    def _store(self, dictionary: Dictionary) -> Path:
+        """One for each set, layer and suffix, so that many runs can write into one folder."""
+        cfg = self.cfg
+        layers = {site.layer for site in dictionary.sources} if cfg.clt_layer_idx is None else {cfg.clt_layer_idx}
+        layer = layers.pop() if len(layers) == 1 else None
+        name = cfg.np_set_name or cfg.sae_set
+        name += "" if layer is None else f"-L{layer}"
+        name += f"__{cfg.np_sae_id_suffix}" if cfg.np_sae_id_suffix else ""
+        return Path(cfg.store or Path(cfg.outputs_dir) / "gathered" / name)
+
+    def _dataset(self, dictionary: Dictionary) -> str:
+        """As given, else what an SAE says it was trained on. ValueError where neither does."""
+        dataset = self.cfg.huggingface_dataset_path or str(_recorded(dictionary, "dataset_path") or "")
+        if not dataset:
+            raise ValueError("huggingface_dataset_path is empty; give a dataset's id, or a local file or folder")
+        return dataset
+
+    def _reading(self, dataset: str, dictionary: Dictionary) -> Reading:
+        """Prompts as SAEDashboard makes them: one of each text, with BOS where an SAE was trained so. An array of ids
+        is taken as it is."""
+        cfg, path = self.cfg, Path(dataset)
+        bos = _recorded(dictionary, "prepend_bos") if cfg.prepend_bos is None else cfg.prepend_bos
+        is_array = path.suffix.lower() in TOKEN_SUFFIXES and path.is_file()
+        bos = None if is_array and cfg.prepend_bos is None else bos
         return Reading(
             n_sequences=cfg.n_prompts_total, prefix=cfg.prefix_str or "", suffix=cfg.suffix_str or "",
-            prepend_bos=cfg.prepend_bos, packing=None if is_array else "each", shuffle=cfg.shuffle_tokens,
+            prepend_bos=bos, packing=None if is_array else "each", shuffle=cfg.shuffle_tokens,
         )  # fmt: skip
 
     def _facts(self) -> dict[str, Any]:
@@ -136,7 +161,14 @@ class NeuronpediaRunner:
         found: Any = {}
         if self.cfg.sae_converter_name:
             found["converter"] = _converter(self.cfg.sae_converter_name)
-        sae = SAE.from_pretrained(release=self.cfg.sae_set, sae_id=self.cfg.sae_path, device="cpu", **found)
+        release, sae_id = self.cfg.sae_set, self.cfg.sae_path
+        try:
+            sae = SAE.from_pretrained(release=release, sae_id=sae_id, device="cpu", **found)
+        except (ValueError, KeyError, OSError) as error:
+            raise ValueError(
+                f"there is no file or folder {sae_id!r}, and sae_lens has no SAE {sae_id!r} in a release {release!r}: "
+                f"{first_line(error)}"
+            ) from error
         dictionary = from_sae_lens(sae[0] if isinstance(sae, tuple) else sae)
         model = getattr(dictionary._own().cfg.metadata, "model_name", None)
         dictionary = replace(dictionary, model_names=(model,))
@@ -171,6 +203,13 @@ class NeuronpediaRunner:
             asked = {name: value for name, value in asked.items() if name not in KINDS}
         given = {name: value for name, value in asked.items() if value is not None and value != ""}
         return given | {"from_local_sae": self._is_local()}
+
+
+def _recorded(dictionary: Dictionary, name: str) -> Any:
+    """What sae_lens wrote down of an SAE's training; None of other dictionaries, and where it says nothing."""
+    if not isinstance(dictionary, SaeLensDictionary):
+        return None
+    return getattr(dictionary._own().cfg.metadata, name, None)
 
 
 def _plain(value: Any) -> Any:

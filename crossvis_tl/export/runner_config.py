@@ -15,6 +15,12 @@ WITHOUT_EFFECT = {
     "use_wandb": (False, "progress is shown, and what is there can be seen in the folder"),
 }
 
+# The least that numbers can be.
+LEAST = {
+    "n_prompts_total": 1, "n_tokens_in_prompt": 2, "n_prompts_in_forward_pass": 1, "n_features_at_a_time": 1,
+    "start_batch": 0, "n_quantiles": 0, "top_acts_group_size": 0, "quantile_group_size": 0,
+}  # fmt: skip
+
 
 @dataclass
 class NeuronpediaRunnerConfig:
@@ -23,17 +29,17 @@ class NeuronpediaRunnerConfig:
 
     `sae_path`: a folder or file that `load_dictionary` takes (SAE, transcoder, CLT, crosscoder), or, where nothing lies
     there and `from_local_sae` is False, the id of a sae_lens release `sae_set`. `huggingface_dataset_path`: a dataset's
-    id or anything local that `load_token_set` takes. Each text gives one prompt, the first `n_tokens_in_prompt` of its
-    tokens; an array of ids is taken as it is.
-    `use_transcoder`, `use_skip_transcoder`, `use_clt`: need not be said; a path that holds something else is
-    refused. `clt_layer_idx`: one layer, where SAEDashboard cannot do without; here None means all. `sae_dtype`,
-    `clt_dtype`: of products of weights and activations. `model_dtype`: default float32, of a model in hand its own.
-    `start_batch`, `end_batch`: of each layer, the last included; runs by them may go at the same time once what fires
-    is kept (`NeuronpediaRunner`).
+    id or anything local that `load_token_set` takes, default what an SAE says it was trained on. Each text gives one
+    prompt, the first `n_tokens_in_prompt` of its tokens; an array of ids is taken as it is. `use_transcoder`,
+    `use_skip_transcoder`, `use_clt`: need not be said; a path that holds something else is refused. `clt_layer_idx`:
+    one layer, where SAEDashboard cannot do without; here None means all. `sae_dtype`, `clt_dtype`: of products of
+    weights and activations. `model_dtype`: default float32, of a model in hand its own. `start_batch`, `end_batch`: of
+    each layer, the last included; runs by them may go at the same time once what fires is kept (`NeuronpediaRunner`).
 
     Ours: `model`, a folder, an id or a model in hand, default what the files name; `processing`, what the weights were
     trained on, default what SAEDashboard would run; `facts`, others for `load_dictionary`; `layout`, and `release` for
-    "source" (`export_neuronpedia`); `store`, where what fires is kept, default `outputs_dir`/gathered; `skip_dead`.
+    "source" (`export_neuronpedia`); `store`, where what fires is kept, default a folder in
+    `outputs_dir`/gathered; `skip_dead`.
     """
 
     sae_set: str
@@ -94,14 +100,12 @@ class NeuronpediaRunnerConfig:
             raise ValueError(f"{' and '.join(flags)} contradict each other; none of them need be said")
         if self.use_dfa:
             raise ValueError("use_dfa=True: attributions to the heads that an attention SAE reads are not made here")
-        if not self.huggingface_dataset_path:
-            raise ValueError("huggingface_dataset_path is empty; give a dataset's id, or a local file or folder")
         for name in ("model_dtype", "sae_dtype", "clt_dtype"):
             if getattr(self, name):
                 parse_dtype(getattr(self, name))
-        for name in ("n_prompts_total", "n_prompts_in_forward_pass", "n_features_at_a_time"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a whole number of at least 1")
+        for name, least in LEAST.items():
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a whole number of at least {least}")
 
     def without_effect(self) -> list[str]:
         """Settings that were given and change nothing, in words."""

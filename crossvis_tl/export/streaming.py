@@ -2,7 +2,7 @@
 made as they are written, or dashboards that were saved."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +38,18 @@ class StreamedJob(StoredJob):
         verdict(found.acts.fidelity)
         return Given(found.acts, found.dictionary, found.models, found.chosen)
 
+    def _chosen(self, acts: FeatureActs, dictionary: Dictionary) -> list[int] | None:
+        """Of a dictionary without layers of its own, the layer is the number that is to be given."""
+        job = self if len(dictionary.groups) > 1 else replace(self, layer=None)
+        return StoredJob._chosen(job, acts, dictionary)
 
-def saved(data: Path, dictionary: str, facts: Mapping[str, Any], features: str) -> Given:
+
+def saved(data: Path, dictionary: str, facts: Mapping[str, Any], features: str, layer: int | None = None) -> Given:
     """Dashboards that `crossvis render --json` saved. ValueError for "top:N", which is for stores."""
     if top_count(features) is not None:
         raise ValueError(f'--features {features!r}: with --data give "all" or numbers')
     loaded = load_dictionary(dictionary, **facts)
     dashboards = SaeVisData.load_json(data)
+    layer = layer if len(loaded.groups) > 1 else None
     there = list(dashboards.feature_data_dict)
-    return Given(dashboards, loaded, None, parse_features(features, loaded, there=there))
+    return Given(dashboards, loaded, None, parse_features(features, loaded, layer, there))
