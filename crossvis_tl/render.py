@@ -140,7 +140,9 @@ class RenderJob:
         calibrating = self.calibrate and dictionary.batch_dependent
         capture = Capture(dictionary, models, self.token_replacements, calibrating=calibrating)
         tokenizer, context = models[0].tokenizer, min(self.context, models[0].cfg.n_ctx)
-        given = token_set(opened, tokenizer, context, reading, str(self.tokens))
+        given = token_set(
+            opened, tokenizer, context, reading, str(self.tokens), progress=bool(self.cfg_fields.get("verbose"))
+        )
         cfg = for_dictionary(checked(SaeVisConfig(**self.cfg_fields)), dictionary)
         given = given.checked(models, cfg.batch_size)
         special = (getattr(tokenizer, f"{name}_token_id", None) for name in self.masked_special)

@@ -126,8 +126,8 @@ def token_set(
 ) -> TokenSet:
     """The sequences of what `open_tokens` gave. `progress`: whether it is shown how many documents were read, if that
     takes long; default on a terminal."""
-    if context < 2:
-        raise ValueError(f"context is {context}; {origin} is cut into sequences of at least 2 tokens")
+    if type(context) is not int or context < 2:
+        raise ValueError(f"context is {context!r}; {origin} is cut into sequences of at least 2 tokens")
     if isinstance(opened, Corpus):
         return _Rows(opened, tokenizer, context, reading, progress).token_set()
     tokens = opened

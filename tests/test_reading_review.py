@@ -468,3 +468,10 @@ def test_medians_are_of_one_source_at_a_time(tl_models, tokens, monkeypatch):
         high |= one > 1.4 * ordered[(len(ordered) - 1) // 2]
     assert torch.equal(found.counted, mask.counted & ~high)
     assert set(sizes) == {mask.n_counted}
+
+
+@pytest.mark.parametrize("context", [6.5, "6", None, True, 1])
+def test_a_context_that_is_no_number_of_tokens_is_named(tmp_path, context):
+    (tmp_path / "t.jsonl").write_text('{"text": "ABCDEFGHIJKLMN"}')
+    with pytest.raises(ValueError, match=re.escape(f"context is {context!r}; ")):
+        load_token_set(tmp_path / "t.jsonl", tiny_tokenizer(), context)
