@@ -4,7 +4,7 @@
 const lossSays = ({ model, clean, n_tokens: n, note, together }) =>
   el("p", clean == null ? [`Loss of ${model}: `, note] : [
     `Loss of ${model}: `, field("clean-loss", num(clean)), ` nats a token as it is (${count(n)} tokens)`,
-    together && [", ", field("together-loss", num(together.loss)), ` with all put in (${percent(together.kept, 1)} of what they are worth recovered)`],
+    together && [", ", field("together-loss", num(together.loss)), ` with all put in, which keeps ${percent(together.kept, 1)} of what zeroing them costs`],
     note && `; ${note}`,
   ]);
 
