@@ -8,7 +8,16 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from crossvis_tl import SaeVisConfig, SaeVisData, calibrate, gather, load_dictionary, load_model
+from crossvis_tl import (
+    NeuronpediaRunner,
+    NeuronpediaRunnerConfig,
+    SaeVisConfig,
+    SaeVisData,
+    calibrate,
+    gather,
+    load_dictionary,
+    load_model,
+)
 from crossvis_tl.capture import Capture
 from crossvis_tl.export import export_circuit_tracer, export_delphi, export_neuronpedia
 from tests.architectures import GEMMA
@@ -160,3 +169,26 @@ def check_neuronpedia(folder: Path, dictionary, dense: torch.Tensor) -> None:
         top = [max(one["values"]) for one in entry["activations"] if one["bin_contains"] == -1]
         if top:
             assert max(top) == pytest.approx(float(dense[..., feature].max()), abs=2e-3)
+
+
+@pytest.mark.parametrize("folder", [f for f in TRANSCODERS if f.name.startswith("f7")], ids=lambda f: f.name)
+def test_what_saedashboard_runs_or_fails_at_is_run_by_its_settings(folder, models_dir, tmp_path):
+    """TopK, BatchTopK, tied decoders, ReLU and each normalisation."""
+    meta, _, _ = read(folder)
+    generator = torch.Generator().manual_seed(8)
+    texts = ["".join(map(chr, torch.randint(33, 91, (40,), generator=generator).tolist())) for _ in range(12)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    facts = dict(meta["needs_from_user"])
+    cfg = NeuronpediaRunnerConfig(
+        sae_set="golden", sae_path=str(folder / meta["load_path"]), outputs_dir=str(tmp_path / "out"), facts=facts,
+        huggingface_dataset_path=str(tmp_path / "texts.jsonl"), n_prompts_total=12, n_tokens_in_prompt=16,
+        hf_model_path=str(models_dir / "base"), n_features_at_a_time=64,
+    )  # fmt: skip
+    out = NeuronpediaRunner(cfg).run(progress=False)
+    fires = [
+        feature["frac_nonzero"]
+        for path in out.glob("*/batch-*.json")
+        for feature in json.loads(path.read_text())["features"]
+    ]
+    assert len(fires) == load_dictionary(folder / meta["load_path"], **facts).n_features
+    assert sum(fires) > 0.5
