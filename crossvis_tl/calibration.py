@@ -1,8 +1,8 @@
 """What a file does not say and tokens can tell: the threshold of a BatchTopK, the scale of a crosscoder's inputs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 TOKENS_AT_A_TIME, ROWS_PER_BATCH = 4096, 64
+# Activations held while a threshold is looked for.
+HELD = 2**27
+# Begins the names of tensors that a store keeps of it.
+KEPT = "calibration."
 
 
 @torch.inference_mode()
@@ -67,10 +71,11 @@ def calibrated_on(
     rows_per_batch: int = ROWS_PER_BATCH,
     progress: bool = False,
 ) -> Dictionary:
-    """As `calibrate`, on the tokens that a mask counts: the same again on the same."""
+    """As `calibrate`, on the tokens that a mask counts; of very many, on the first of them."""
     there = dictionary.to(str(models[0].cfg.device))
     capture = Capture(there, models, token_replacements, calibrating=True)
-    counted = mask.counted
+    n_rows = _rows(dictionary, mask)
+    tokens, counted = tokens[:n_rows], mask.counted[:n_rows]
     n_tokens = int(counted.sum())
 
     def batches(what: str) -> Iterator[list[Tensor]]:
@@ -99,6 +104,62 @@ def calibrated_on(
         for group, new in zip(dictionary.groups, groups, strict=True)
     )
     return replace(dictionary, joint=joint, groups=groups, facts=dictionary.facts | {"calibrated": said})
+
+
+def _rows(dictionary: Dictionary, mask: Mask) -> int:
+    """How many sequences a threshold is found on: as many as leave room for the activations above it."""
+    activations = [group.activation for group in dictionary.groups] if dictionary.joint is None else [dictionary.joint]
+    largest = max((one.k for one in activations if isinstance(one, TopK) and one.batch), default=0)
+    per_row = mask.counted.sum(-1).cumsum(0)
+    return len(per_row) if not largest else max(1, int((largest * per_row <= HELD).sum()))
+
+
+def calibration_of(dictionary: Dictionary) -> dict[str, Tensor]:
+    """What `calibrate` found, by names of tensors, for `calibrated_as`; {} where it was not asked."""
+    if "calibrated" not in dictionary.facts:
+        return {}
+    found = {}
+    for name, one in [("joint", dictionary.joint), *((str(g), x.activation) for g, x in enumerate(dictionary.groups))]:
+        if isinstance(one, JumpReLU) and one.name == "BatchTopK":
+            found[f"{KEPT}{name}.threshold"] = one.threshold
+        elif isinstance(one, TopK) and one.moments is not None:
+            found[f"{KEPT}{name}.mean"], found[f"{KEPT}{name}.std"] = one.moments
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+
+
+def calibrated_as(dictionary: Dictionary, kept: Mapping[str, Tensor], said: str) -> Dictionary:
+    """As `calibrate` left it, by what `calibration_of` gave of that: found again, on another machine or after tokens
+    were merged, its last digits would be others. Whether it is the same, the fingerprint says. ValueError where it is
+    of other groups."""
+    _check_kept(dictionary, kept)
+    ranking, device = dictionary.joint, dictionary.device
+
+    def moments(name: str, activation: Any) -> Any:
+        if f"{KEPT}{name}.mean" not in kept:
+            return activation
+        both = (kept[f"{KEPT}{name}.mean"].to(device), kept[f"{KEPT}{name}.std"].to(device))
+        return replace(activation, moments=both)
+
+    groups = []
+    for g, group in enumerate(dictionary.groups):
+        bounds, was = kept.get(f"{KEPT}{g}.threshold"), ranking or group.activation
+        if bounds is None:
+            activation = moments(str(g), group.activation)
+        else:
+            relu = isinstance(was, TopK) and was.relu
+            activation = JumpReLU(bounds.to(device), strict=False, relu=relu, name="BatchTopK")
+        groups.append(replace(group, activation=activation))
+    joint = moments("joint", ranking) if f"{KEPT}joint.mean" in kept else None
+    return replace(dictionary, joint=joint, groups=tuple(groups), facts=dictionary.facts | {"calibrated": said})
+
+
+def _check_kept(dictionary: Dictionary, kept: Mapping[str, Tensor]) -> None:
+    sizes = {str(g): group.n_features for g, group in enumerate(dictionary.groups)}
+    sizes["joint"] = dictionary.n_features
+    for name, tensor in kept.items():
+        group = name.removeprefix(KEPT).split(".")[0]
+        if tensor.shape != (sizes.get(group, -1),) or not tensor.is_floating_point():
+            raise ValueError(f"the threshold kept for {dictionary.name} is damaged: {name} is {tuple(tensor.shape)}")
 
 
 def _calibrated(
@@ -139,15 +200,17 @@ def _moments(groups: Sequence[Group], batches: Iterator[list[Tensor]], n_tokens:
 def _threshold(activation: TopK, groups: Sequence[Group], batches: Iterator[list[Tensor]], n_tokens: int) -> float:
     """Between the (k * tokens)-th largest key of all features and tokens and the next, so that rounding moves none."""
     k = activation.k * n_tokens + 1
-    held = torch.empty(0, device=groups[0].b_enc.device)
+    held, n, bound = list[Tensor](), 0, float("-inf")
     for inputs in batches:
         for first, pre in _all_pieces(groups, inputs):
             keys = activation.keys(pre, first).flatten()
-            if len(held) == k:
-                keys = keys[keys > held[-1]]
-            held = torch.cat([held, keys])
-            held = held.topk(min(k, len(held))).values
-    return float(held[-2:].mean()) if len(held) == k else float("-inf")
+            held.append(keys[keys > bound])
+            n += len(held[-1])
+            if n > 2 * k:  # seldom: each time costs as much as all that is held
+                held = [torch.cat(held).topk(k, sorted=False).values]
+                n, bound = k, float(held[0].min())
+    every = torch.cat(held)
+    return float(every.topk(k).values[-2:].mean()) if len(every) >= k else float("-inf")
 
 
 def _all_pieces(groups: Sequence[Group], inputs: list[Tensor]) -> Iterator[tuple[int, Tensor]]:

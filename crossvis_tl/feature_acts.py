@@ -50,7 +50,8 @@ class FeatureActs:
     `parts`: of consecutive rows, together all of them; feature `features[i]` is column `columns[i]` of each. `sums`:
     what `Sums.tensors` gave. `final`: each model's final residual stream at every flat position, where it was small
     enough to keep. `home`: keeps a temporary folder alive. `vocabulary`, `tokenizer`: the texts of token ids, where
-    either is known. `folder`: where it was opened from.
+    either is known. `folder`: where it was opened from. `calibration`: what `calibrate` found of the dictionary, by
+    names of tensors (`calibration_of`).
     """
 
     tokens: Int[Tensor, "rows positions"]
@@ -66,6 +67,7 @@ class FeatureActs:
     vocabulary: Mapping[int, str] = field(default_factory=dict, repr=False)
     tokenizer: Any = field(default=None, repr=False)
     folder: str = ""
+    calibration: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def counted(self) -> Bool[Tensor, "rows positions"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from crossvis_tl.attribution import Attribution, driving_sources
+from crossvis_tl.calibration import calibration_of
 from crossvis_tl.capture import Capture, Captured
 from crossvis_tl.devices import out_of_memory
 from crossvis_tl.diagnosis import diagnose
@@ -94,7 +95,8 @@ def gather(  # noqa: PLR0913
     manifest = _manifest(capture, tokens, mask, numbers, rows_per_batch, latent_scaling, origin or {})
     if attribution:
         manifest = replace(manifest, attributed=driving_sources(capture.dictionary, len(chosen)))
-    store = None if out is None else Store(Path(out), manifest, tokens, mask, numbers)
+    found = calibration_of(capture.dictionary)
+    store = None if out is None else Store(Path(out), manifest, tokens, mask, numbers, found)
     run = _Pass(capture, tokens, mask, numbers, sums, manifest if store is None else store.manifest)
     width = sum(model.cfg.d_model for model in capture.models)
     run.keep_final = keep_final and tokens.numel() * width * 4 <= FINAL_BUDGET
@@ -180,6 +182,7 @@ def _finished(
     return FeatureActs(
         run.tokens, run.mask, run.features, torch.arange(len(run.features)), tuple(keeper.parts), tensors,
         judged(tensors, manifest), manifest, run.finals(), keeper.home, tokenizer=run.capture.models[0].tokenizer,
+        calibration=calibration_of(run.capture.dictionary),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from crossvis_tl.ablation import extremes
 from crossvis_tl.capture import Capture
 from crossvis_tl.logit_effects import written_at
-from crossvis_tl.panels import SiteLens
+from crossvis_tl.panels import LARGEST_SHARE, SiteLens
 
 
 def site_lenses(
@@ -62,8 +62,9 @@ def summed(capture: Capture, model: int, direct: Mapping[int, Tensor]) -> bool:
 
 
 def _shares(logits: Float[Tensor, "n d_vocab"], whole: Float[Tensor, "n d_vocab"]) -> list[float | None]:
-    """None for a feature without any effect."""
+    """None for a feature without any effect, or none to speak of beside what its layers have."""
     logits, whole = (x - x.mean(-1, keepdim=True) for x in (logits, whole.to(logits)))
     size = whole.square().sum(-1)
     shares = einsum(logits, whole, "n d_vocab, n d_vocab -> n") / size
-    return [round(share, 4) if power > 0 else None for share, power in zip(shares.tolist(), size.tolist(), strict=True)]
+    pairs = zip(shares.tolist(), size.tolist(), strict=True)
+    return [round(share, 4) if power > 0 and abs(share) < LARGEST_SHARE else None for share, power in pairs]

@@ -173,7 +173,7 @@ def _losses(value: Any) -> bool:
 
 
 def _origin(value: Any) -> bool:
-    kinds = {"dictionary": str, "dtype": str, "facts": dict}
+    kinds = {"dictionary": str, "dtype": str, "facts": dict, "calibrated": str}
     return (
         isinstance(value, dict)
         and set(value) <= {*kinds, "models"}

@@ -10,6 +10,8 @@ from crossvis_tl.geometry import SiteGeometry
 from crossvis_tl.latent_scaling import LatentScaling
 
 LONGEST = 300  # characters of a description on a page
+# Of a layer in a feature's effect: where layers cancel, a share is a large number that says only that.
+LARGEST_SHARE = 1e6
 
 
 @dataclass

@@ -12,7 +12,7 @@ from sae_vis.data_config_classes import SaeVisConfig as StockConfig
 from torch import Tensor
 
 from crossvis_tl.asking import checked, for_dictionary, worth_keeping
-from crossvis_tl.calibration import calibrated_on
+from crossvis_tl.calibration import KEPT, calibrated_as, calibrated_on
 from crossvis_tl.capture import Capture
 from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.documents import Reading
@@ -20,16 +20,18 @@ from crossvis_tl.effects import Effect, check_effect
 from crossvis_tl.errors import near_misses
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity
+from crossvis_tl.fingerprints import mask_fingerprint, tokens_fingerprint
 from crossvis_tl.formats import load_dictionary
 from crossvis_tl.gathering import gather
 from crossvis_tl.high_norm import check_multiple, without_high_norms
 from crossvis_tl.layouts import SaeVisConfig
-from crossvis_tl.manifest import replacements_from_json
+from crossvis_tl.manifest import NAME, Manifest
 from crossvis_tl.masking import Mask, Masking, check_masking, set_mask
 from crossvis_tl.models import load_models
 from crossvis_tl.pairs import Replacements
+from crossvis_tl.parts import open_tensors
 from crossvis_tl.selection import parse_features, strongest, top_count
-from crossvis_tl.store import check_folder, open_store
+from crossvis_tl.store import TOKENS, check_folder, open_store
 from crossvis_tl.tokens import open_tokens, token_set
 from crossvis_tl.vis_data import SaeVisData, Showing
 
@@ -152,15 +154,21 @@ class RenderJob:
             capture, given.tokens, mask, self.high_norm_multiple, out=out, progress=bool(cfg.verbose)
         )
         if calibrating:
-            dictionary = calibrated_on(
-                dictionary, models, given.tokens, mask, self.token_replacements, progress=bool(cfg.verbose)
-            )
+            kept = None if out is None else _kept(out, given.tokens, mask)
+            if kept:
+                dictionary = calibrated_as(dictionary, *kept)
+            else:
+                dictionary = calibrated_on(
+                    dictionary, models, given.tokens, mask, self.token_replacements, progress=bool(cfg.verbose)
+                )
             capture = Capture(dictionary, models, self.token_replacements)
         return _Prepared(capture, given.tokens, mask, chosen, cfg)
 
     def _gathered(self, made: _Prepared, *, keep_final: bool = False, out: Path | None = None) -> FeatureActs:
         origin: dict[str, Any] = {"facts": plain_facts(self.facts)}
         origin["dtype"] = self.dtype or _dtype_of(made.capture.models[0])
+        if "calibrated" in made.capture.dictionary.facts:
+            origin["calibrated"] = str(made.capture.dictionary.facts["calibrated"])
         if not isinstance(self.dictionary, Dictionary):
             origin["dictionary"] = _absolute(str(self.dictionary))
         if all(isinstance(model, str | Path) for model in self.models):
@@ -222,9 +230,14 @@ class StoredJob:
         # of a model in hand it may have been any other
         dtype = parse_dtype(self.dtype) if self.dtype else DTYPES.get(str(origin.get("dtype")), torch.float32)
         models = load_models(names, self.device, dtype) if names else None
-        if dictionary.batch_dependent and models is not None:  # as when it was gathered, on the same tokens
-            replacements = replacements_from_json(acts.manifest.replacements)
-            dictionary = calibrated_on(dictionary, models, acts.tokens, acts.mask, replacements)
+        kept = acts.calibration
+        if dictionary.batch_dependent and kept:
+            said = str(origin.get("calibrated", "as it was when it was gathered"))
+            dictionary = calibrated_as(dictionary, kept, said)
+        elif dictionary.batch_dependent:
+            raise ValueError(
+                f"{dictionary.name} ranks over the batch and {self.store} keeps no threshold of it; gather it again"
+            )
         return Opened(acts, dictionary, models, chosen)
 
     def _chosen(self, acts: FeatureActs, dictionary: Dictionary) -> list[int] | None:
@@ -242,6 +255,17 @@ class StoredJob:
             raise ValueError(f"{self.store} was gathered with {name}, which is not here; give {option}")
         log.info("%s was gathered with %s", self.store, name)
         return name
+
+
+def _kept(folder: Path, tokens: Tensor, mask: Mask) -> tuple[dict[str, Tensor], str] | None:
+    """What a store of these tokens keeps of a calibration, and what is said of it."""
+    if not (folder / NAME).is_file() or not (folder / TOKENS).is_file():
+        return None
+    held = Manifest.read(folder)
+    if (held.tokens, held.mask) != (tokens_fingerprint(tokens), mask_fingerprint(mask)):
+        return None
+    found = {n: x.clone() for n, x in open_tensors(folder / TOKENS)[0].items() if n.startswith(KEPT)}
+    return (found, str(held.origin.get("calibrated", "as it was gathered with"))) if found else None
 
 
 def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from crossvis_tl.dictionary import Dictionary
 from crossvis_tl.fidelity import site_label
 from crossvis_tl.fused import fused
 from crossvis_tl.hooks.reading import settings_for
-from crossvis_tl.losses import ReplacementLoss, SiteLoss
+from crossvis_tl.losses import LARGEST, ReplacementLoss, SiteLoss
 from crossvis_tl.masking import Mask
 from crossvis_tl.models import name_of
 from crossvis_tl.tokens import replaced_tokens
@@ -125,7 +125,7 @@ def _batch(
 def _result(
     capture: Capture, name: str, sites: list[int], nats: dict[str, Float[Tensor, " tokens"]], *, causal: bool
 ) -> ReplacementLoss:
-    if not all(bool(torch.isfinite(values).all()) for values in nats.values()):
+    if not all(bool((values.abs() < LARGEST).all()) for values in nats.values()):  # infinity is not, nor what is none
         note = (
             "not measured: with the reconstruction put in the model's numbers overflow (float16 does where bfloat16 "
             "and float32 do not), or the dictionary's scale is wrong"
@@ -219,7 +219,7 @@ class _Run:
         for t in sorted(self.at, key=self.at.__getitem__):
             found = list(self.found)
             if put:
-                found[self.m] |= self._run(self.m, put, upto=layer_of(self._hook(t)))[1]
+                found[self.m] = found[self.m] | self._run(self.m, put, upto=layer_of(self._hook(t)))[1]
             put |= self._differences(found, _only(self.capture.dictionary, t), [t])
         return put
 

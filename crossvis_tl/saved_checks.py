@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any
 from sae_vis.data_storing_fns import FeatureData
 
 from crossvis_tl.losses import ReplacementLoss
-from crossvis_tl.panels import FeaturePanels, ShownSequence
+from crossvis_tl.panels import LARGEST_SHARE, FeaturePanels, ShownSequence
 
 if TYPE_CHECKING:
     from crossvis_tl.storage import Saved
-
-# Of a layer in a feature's effect; where layers cancel, a share is a large number.
-LARGEST_SHARE = 1e9
 
 
 def saved_problem(saved: "Saved", shown_ids: list[int]) -> str | None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from crossvis_tl.calibration import KEPT
 from crossvis_tl.feature_acts import FeatureActs
 from crossvis_tl.fidelity import Fidelity, FidelityLabels, FidelitySums
 from crossvis_tl.files import read_json, write_whole
@@ -54,9 +55,18 @@ def _drafts(folder: Path) -> list[Path]:
 
 
 class Store:
-    """A folder that a gathering writes to. ValueError when it holds something else or was made otherwise."""
+    """A folder that a gathering writes to. `calibration`: as `FeatureActs`. ValueError when it holds something else or
+    was made otherwise."""
 
-    def __init__(self, folder: Path, manifest: Manifest, tokens: Tensor, mask: Mask, features: Tensor):
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        tokens: Tensor,
+        mask: Mask,
+        features: Tensor,
+        calibration: Mapping[str, Tensor] | None = None,
+    ):
         self.folder, self.manifest = folder, manifest
         check_folder(folder)
         for draft in _drafts(folder):  # of a run that was stopped while it wrote
@@ -67,7 +77,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             manifest.write(folder)
         if not (folder / TOKENS).is_file():
-            write_tokens(folder, tokens, mask, features)
+            write_tokens(folder, tokens, mask, features, calibration or {})
 
     def _go_on(self) -> None:
         held = Manifest.read(self.folder)
@@ -150,6 +160,7 @@ def open_store(path: str | Path) -> FeatureActs:
     acts = FeatureActs(
         tokens, mask, features, torch.arange(len(features)), parts, sums, judged(sums, manifest), manifest,
         vocabulary=read_vocabulary(folder), folder=str(folder),
+        calibration={name: x.clone() for name, x in content.items() if name.startswith(KEPT)},
     )  # fmt: skip
     for number, part in enumerate(parts):
         scales = (part.n_rows * tokens.shape[1], len(manifest.scaled)) if manifest.scaled else (0, 0)
@@ -159,8 +170,8 @@ def open_store(path: str | Path) -> FeatureActs:
     return acts
 
 
-def write_tokens(folder: Path, tokens: Tensor, mask: Mask, features: Tensor) -> None:
-    content = {
+def write_tokens(folder: Path, tokens: Tensor, mask: Mask, features: Tensor, calibration: Mapping[str, Tensor]) -> None:
+    content = dict(calibration) | {
         "tokens": tokens, "features": features, "counted": mask.counted, "lead": mask.lead, "tail": mask.tail,
         "documents": mask.documents,
     }  # fmt: skip
@@ -211,7 +222,7 @@ def save_acts(acts: FeatureActs, path: str | Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
-        write_tokens(draft, acts.tokens, acts.mask, acts.features)
+        write_tokens(draft, acts.tokens, acts.mask, acts.features, acts.calibration)
         for number, part in enumerate(acts.parts):
             part.write(_part(draft, number))
         write_tensors(_sums(draft, len(acts.parts) - 1), dict(acts.sums), {})
@@ -276,6 +287,7 @@ def merge_acts(shards: Sequence[FeatureActs]) -> FeatureActs:
         tokens, mask, first.features, first.columns, tuple(part for shard in shards for part in shard.parts), sums,
         judged(sums, manifest), manifest, final, [shard.home for shard in shards],
         {i: text for shard in shards for i, text in shard.vocabulary.items()}, first.tokenizer,
+        calibration=first.calibration,
     )  # fmt: skip
 
 

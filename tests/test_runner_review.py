@@ -14,6 +14,9 @@ from crossvis_tl import (
     load_dictionary,
     load_token_set,
 )
+from crossvis_tl.calibration import calibrated_as, calibration_of
+from crossvis_tl.capture import Capture
+from crossvis_tl.fingerprints import dictionary_fingerprint
 from tests.conftest import D_MODEL, tiny_tokenizer, write_clt
 from tests.test_clt_blind import invoke
 from tests.test_data_blind import CONTEXT, entries, run, texts  # noqa: F401
@@ -141,7 +144,7 @@ def test_a_mistyped_path_is_named(tmp_path, texts, models_dir):  # noqa: F811
 
 
 # The same on the command line, and a store of it opened again
-def test_a_ranking_over_the_batch_on_the_command_line(tmp_path, texts, models_dir):  # noqa: F811
+def test_a_ranking_over_the_batch_on_the_command_line(tmp_path, texts, models_dir, monkeypatch):  # noqa: F811
     folder = write_dashboard_clt(tmp_path / "clt", "batchtopk")
     common = ["--model", models_dir / "base", "--dictionary", folder, "--tokens", texts, "--context", CONTEXT]
     result = invoke("gather", *common, "--out", tmp_path / "store")
@@ -152,6 +155,46 @@ def test_a_ranking_over_the_batch_on_the_command_line(tmp_path, texts, models_di
     result = invoke("render", "--store", tmp_path / "store", "--features", "top:3", "--out", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
     assert "its threshold taken from" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    # what was found is kept: nothing is looked for again, on no machine whose rounding is another
+    monkeypatch.setattr("crossvis_tl.render.calibrated_on", lambda *_, **__: pytest.fail("it was calibrated again"))
     out = ["--out", tmp_path / "np", "--model-id", "m", "--source-set", "s"]
-    result = invoke("export", "neuronpedia", "--store", tmp_path / "store", *out)
+    result = invoke("export", "neuronpedia", "--store", tmp_path / "store", "--no-model", *out)
     assert result.exit_code == 0, result.output
+    result = invoke("render", "--store", tmp_path / "store", "--no-model", "--out", tmp_path / "b.html")
+    assert result.exit_code == 0, result.output
+    result = invoke("gather", *common, "--calibrate", "--out", tmp_path / "store")
+    assert result.exit_code == 0, result.output
+    result = invoke("export", "neuronpedia", "--store", tmp_path / "store", "--layout", "source", *out)
+    assert result.exit_code == 2
+    assert "--layout source needs --release" in result.output
+
+
+def test_a_kept_threshold_of_other_groups_is_refused(tmp_path):
+    dictionary = load_dictionary(write_dashboard_clt(tmp_path / "clt", "batchtopk"))
+    with pytest.raises(ValueError, match=r"is damaged: calibration\.0\.threshold is \(3,\)"):
+        calibrated_as(dictionary, {"calibration.0.threshold": torch.zeros(3)}, "so")
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk"])
+def test_what_calibrating_found_is_enough_to_have_it_again(tmp_path, tl_models, tokens, activation):
+    dictionary = load_dictionary(write_dashboard_clt(tmp_path / "clt", activation))
+    there = calibrate(dictionary, tl_models[0], tokens)
+    again = calibrated_as(dictionary, calibration_of(there), "so")
+    assert dictionary_fingerprint(again) == dictionary_fingerprint(there)
+    inputs = Capture(there, tl_models[:1]).run(tokens).sources
+    assert torch.equal(again.encode(inputs), there.encode(inputs))
+
+
+def test_a_threshold_is_found_on_as_many_tokens_as_there_is_room_for(tmp_path, tl_models, tokens, monkeypatch):
+    dictionary = load_dictionary(write_dashboard_clt(tmp_path / "clt", "batchtopk"))
+    k = dictionary.joint.k if dictionary.joint else dictionary.groups[0].activation.k
+    monkeypatch.setattr("crossvis_tl.calibration.HELD", 3 * k * (tokens.shape[1] - 1))
+    few = calibrate(dictionary, tl_models[0], tokens)
+    monkeypatch.undo()
+    assert f"from {3 * (tokens.shape[1] - 1)} tokens" in few.facts["calibrated"]
+    assert calibration_of(few).keys() == calibration_of(calibrate(dictionary, tl_models[0], tokens[:3])).keys()
+    for one, other in zip(
+        calibration_of(few).values(), calibration_of(calibrate(dictionary, tl_models[0], tokens[:3])).values(),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(one, other)

@@ -133,6 +133,8 @@ def neuronpedia(  # noqa: PLR0913, PLR0917 - each option is one of the user's
         said = None
         if release is not None:
             said = NeuronpediaRelease(release, title, creator, url, description, hf_repo, hf_folder)
+        if layout == "source" and said is None:
+            raise ValueError("--layout source needs --release, --title and --creator")
         facts = common.all_facts(fact, subfolder, revision, trust_pickle, None, None)
         given = _given(store, data, features, dictionary, model, facts, device, no_model, layer)
         export_neuronpedia(

@@ -108,8 +108,9 @@ class NeuronpediaRunner:
     def _store(self, dictionary: Dictionary) -> Path:
         """One for each set, layer and suffix, so that many runs can write into one folder."""
         cfg = self.cfg
-        layers = {site.layer for site in dictionary.sources} if cfg.clt_layer_idx is None else {cfg.clt_layer_idx}
-        layer = layers.pop() if len(layers) == 1 else None
+        layers = {site.layer for site in dictionary.sources}
+        layer = cfg.clt_layer_idx if cfg.clt_layer_idx is not None else cfg.layer
+        layer = layers.pop() if layer is None and len(layers) == 1 else layer
         name = cfg.np_set_name or cfg.sae_set
         name += "" if layer is None else f"-L{layer}"
         name += f"__{cfg.np_sae_id_suffix}" if cfg.np_sae_id_suffix else ""
