@@ -784,7 +784,7 @@ def test_command_says_what_is_wrong(tmp_path, store, clt_folder):
         (("neuronpedia", "--data", tmp_path / "data.json", *names), "--data needs --dictionary"),
         (("neuronpedia", "--store", store, *names), "does not say what it was gathered with; give --dictionary"),
         ((*given_, "--no-model", "--model", "x"), "contradict each other"),
-        ((*given_, "--no-model", "--layout", "source"), 'layout="source" needs release='),
+        ((*given_, "--no-model", "--layout", "source"), "--layout source needs --release, --title and --creator"),
         ((*given_, "--no-model", "--features", "L9F0"), "there is no layer 9"),
     ]:
         refused = command(*wrong)
