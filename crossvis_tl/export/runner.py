@@ -26,7 +26,7 @@ from crossvis_tl.formats import load_dictionary
 from crossvis_tl.manifest import NAME, Manifest
 from crossvis_tl.models import load_model, name_of
 from crossvis_tl.render import RenderJob, parse_dtype
-from crossvis_tl.token_files import TOKEN_SUFFIXES
+from crossvis_tl.token_files import is_array
 
 log = logging.getLogger(__name__)
 # What sae_lens' records of how a model was loaded say of its weights (HookedTransformer.from_pretrained).
@@ -126,13 +126,13 @@ class NeuronpediaRunner:
     def _reading(self, dataset: str, dictionary: Dictionary) -> Reading:
         """Prompts as SAEDashboard makes them: one of each text, with BOS where an SAE was trained so. An array of ids
         is taken as it is."""
-        cfg, path = self.cfg, Path(dataset)
-        bos = _recorded(dictionary, "prepend_bos") if cfg.prepend_bos is None else cfg.prepend_bos
-        is_array = path.suffix.lower() in TOKEN_SUFFIXES and path.is_file()
-        bos = None if is_array and cfg.prepend_bos is None else bos
+        cfg, array = self.cfg, is_array(Path(dataset))
+        bos = cfg.prepend_bos
+        if bos is None and not array:
+            bos = _recorded(dictionary, "prepend_bos")
         return Reading(
             n_sequences=cfg.n_prompts_total, prefix=cfg.prefix_str or "", suffix=cfg.suffix_str or "",
-            prepend_bos=bos, packing=None if is_array else "each", shuffle=cfg.shuffle_tokens,
+            prepend_bos=bos, packing=None if array else "each", shuffle=cfg.shuffle_tokens,
         )  # fmt: skip
 
     def _facts(self) -> dict[str, Any]:
@@ -171,8 +171,7 @@ class NeuronpediaRunner:
                 f"{first_line(error)}"
             ) from error
         dictionary = from_sae_lens(sae[0] if isinstance(sae, tuple) else sae)
-        model = getattr(dictionary._own().cfg.metadata, "model_name", None)
-        dictionary = replace(dictionary, model_names=(model,))
+        dictionary = replace(dictionary, model_names=(_recorded(dictionary, "model_name"),))
         return dictionary if self.cfg.processing is None else _processed(dictionary, self.cfg.processing)
 
     def _check_kind(self, dictionary: Dictionary) -> None:
@@ -238,7 +237,7 @@ def _processed(dictionary: Dictionary, processing: str) -> Dictionary:
 
 def _trained_on(dictionary: SaeLensDictionary) -> str:
     """What SAEDashboard runs an SAE of sae_lens on: TransformerLens' default, unless its record says otherwise."""
-    said = getattr(dictionary._own().cfg.metadata, "model_from_pretrained_kwargs", None) or {}
+    said = _recorded(dictionary, "model_from_pretrained_kwargs") or {}
     unprocessed = any(said.get(name) is False for name in PROCESSED_BY) or "no_processing" in str(said)
     return "none" if unprocessed else "tl_default"
 
