@@ -3,7 +3,6 @@ crosscoder whose two models are swapped can still explain two thirds of the vari
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,14 +135,14 @@ def _site_changes(capture: Capture) -> Iterator[tuple[Dictionary, str]]:
     for processing in ("none", "tl_default"):
         if any(site.processing not in (processing, "as given") for site in dictionary.sources):
             text = f"trained on models with processing={processing!r}; pass that to load_dictionary"
-            yield _with_sites(dictionary, processing=processing), text
+            yield dictionary.with_sites(processing=processing), text
     hooks = {site.place for site in (*dictionary.sources, *dictionary.targets)}
     if len(hooks) == 1:
         hook = str(next(iter(hooks)))
         for layer in range(capture.models[0].cfg.n_layers):
             for name in (f"blocks.{layer}.hook_resid_mid", f"blocks.{layer}.hook_resid_post"):
                 if name != hook:
-                    yield _with_sites(dictionary, hook=name, hf_path=None), f"trained at {name}, not {hook}"
+                    yield dictionary.with_sites(hook=name, hf_path=None), f"trained at {name}, not {hook}"
     elif dictionary.kind in ("clt", "plt"):
         for name in ("hook_resid_pre", "hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"):
             change = replace(dictionary, sources=tuple(_renamed(site, name) for site in dictionary.sources))
@@ -173,8 +172,3 @@ def _scaled(capture: Capture, captured: Captured, kept: Tensor) -> tuple[Capture
     )
     wanted = [round(f * site.scale, 4) for f, site in zip(factors, capture.dictionary.sources, strict=True)]
     return scaled, f"wrong input_scale; about {wanted} would bring the activations to mean norm sqrt(d)"
-
-
-def _with_sites(dictionary: Dictionary, **change: Any) -> Dictionary:
-    sources = tuple(replace(site, **change) for site in dictionary.sources)
-    return replace(dictionary, sources=sources, targets=tuple(replace(site, **change) for site in dictionary.targets))

@@ -8,6 +8,7 @@ layer and writes to it and all later ones. Features are numbered across groups, 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from einops import einsum
@@ -98,6 +99,11 @@ class Dictionary(Writing):
             )
         sources = tuple(site if site.place else replace(site, hook=hook) for site in self.sources)
         targets = tuple(site if site.place else replace(site, hook=hook) for site in self.targets)
+        return replace(self, sources=sources, targets=targets)
+
+    def with_sites(self, **change: Any) -> Self:
+        """The same dictionary with some of each `Site`'s fields changed, of all that it reads and writes."""
+        sources, targets = (tuple(replace(site, **change) for site in sites) for sites in (self.sources, self.targets))
         return replace(self, sources=sources, targets=targets)
 
     def normalised(self, inputs: Sequence[Tensor]) -> list[Float[Tensor, "*batch d_source"]]:

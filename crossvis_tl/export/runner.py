@@ -148,7 +148,7 @@ class NeuronpediaRunner:
         dictionary = load_dictionary(cfg.sae_path, **self._facts()) if self._is_local() else self._of_release()
         self._check_kind(dictionary)
         if isinstance(dictionary, SaeLensDictionary) and self.cfg.processing is None:
-            dictionary = _processed(dictionary, _trained_on(dictionary))
+            dictionary = dictionary.with_sites(processing=_trained_on(dictionary))
         dtype = cfg.clt_dtype or cfg.sae_dtype
         return dictionary if dtype in ("", "float32") else dictionary.computing_in(parse_dtype(dtype))
 
@@ -172,7 +172,8 @@ class NeuronpediaRunner:
             ) from error
         dictionary = from_sae_lens(sae[0] if isinstance(sae, tuple) else sae)
         dictionary = replace(dictionary, model_names=(_recorded(dictionary, "model_name"),))
-        return dictionary if self.cfg.processing is None else _processed(dictionary, self.cfg.processing)
+        processing = self.cfg.processing
+        return dictionary if processing is None else dictionary.with_sites(processing=processing)
 
     def _check_kind(self, dictionary: Dictionary) -> None:
         transcodes = dictionary.sources != dictionary.targets
@@ -226,13 +227,6 @@ def _tell_if_begun(store: Path) -> None:
             "and start it when the other is through",
             store,
         )
-
-
-def _processed(dictionary: Dictionary, processing: str) -> Dictionary:
-    sources = tuple(replace(site, processing=processing) for site in dictionary.sources)  # type: ignore[arg-type]
-    targets = tuple(replace(site, processing=processing) for site in dictionary.targets)  # type: ignore[arg-type]
-    same = dictionary.sources == dictionary.targets  # an SAE writes where it reads
-    return replace(dictionary, sources=sources, targets=sources if same else targets)
 
 
 def _trained_on(dictionary: SaeLensDictionary) -> str:
